@@ -81,7 +81,13 @@ class Guidelines:
         return {*(self.texts or ())} - {key for case in self.cases for key in (case.id, case.task)}
 
     def warn_unmatched(self) -> None:
-        """Warns of texts that no prompt will quote."""
+        """Warns of texts that no prompt will quote, and of queries that are asked the same prompt several times."""
+        few = sum(len(case.paradigms) < self.paradigms_per_query for case in self.cases) if self.guided else 0
+        if few:
+            logging.getLogger(__name__).warning(
+                "config.paradigms_per_query=%d: fewer apply to %d of %d cases, which are asked the same prompt again",
+                *(self.paradigms_per_query, few, len(self.cases)),
+            )
         if self._unmatched:
             keys = border.cut(", ".join(sorted(self._unmatched)), 200)
             logging.getLogger(__name__).warning("config.guideline_text: no task or id of the cases: %s", keys)

@@ -1,8 +1,11 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
+import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ from mmedexpert_jax.config.job_config import fields
 from mmedexpert_jax.config.validate import check_fields, validate
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.job_plan import (
     COUNTED,
@@ -64,15 +67,26 @@ def launch(config: ConfigDict) -> None:
 
 
 def _written_out(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """Fields whose paths begin at home, with it written out: of field=~/path shells leave the "~" as it is."""
+    """Fields whose paths begin at home, with it written out: of field=~/path shells leave the "~" as it is.
 
-    def out(text: Any) -> Any:
-        return _HOME.sub(lambda found: str(Path(found[0]).expanduser()), text) if isinstance(text, str) else text
+    Raises ConfigError where nobody is called as a "~name" says.
+    """
+
+    def out(key: str, text: Any) -> Any:
+        return _HOME.sub(partial(_home, key), text) if isinstance(text, str) else text
 
     for key, (_, _, value) in fields(config).items():
-        written = tuple(map(out, value)) if isinstance(value, tuple) else out(value)
-        if written != value and key.rpartition(".")[2] not in _PROSE:
-            yield key, written
+        if key.rpartition(".")[2] not in _PROSE:
+            written = tuple(out(key, text) for text in value) if isinstance(value, tuple) else out(key, value)
+            if written != value:
+                yield key, written
+
+
+def _home(key: str, found: re.Match) -> str:
+    home = os.path.expanduser(found[0])
+    if home == found[0]:
+        raise ConfigError(f"config.{key}: nobody here is called {home[1:]}; write ./{home} for a folder of that name")
+    return home
 
 
 def _mergekit_models(config: ConfigDict) -> Iterator[str]:
@@ -256,7 +270,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
         check_repository(config.push)
     output = Path(config.output or run.path / "export" / config.format).expanduser()
     if config.format == "adapter":
-        _copy_adapter(config.model.path, output)
+        _copy_adapter(config.model.path, output, bool(config.push))
     else:
         from mmedexpert_jax import models
         from mmedexpert_jax.models.hub_card import training_of
@@ -264,7 +278,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
         source = config.model.path
         model, params = _folded(source, config.model.dtype or "checkpoint")
         origin = models.locate.origin(source)
-        about = training_of(Path(source).expanduser())
+        about = training_of(Path(source).expanduser()) + _place(origin, bool(config.push))
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
     print(f"exported {config.model.path} to {output}", flush=True)
     if config.push:
@@ -276,6 +290,23 @@ class _AdapterConfig(msgspec.Struct):
     """The field of adapter_config.json that is written into an adapter's card."""
 
     r: int
+
+
+def _place(base: str, uploaded: bool) -> str:
+    """A paragraph of a card on where its base lies on this machine; "" for one on the hub, and where others read it."""
+    from mmedexpert_jax.models.hub_card import on_the_hub
+
+    return "" if uploaded or on_the_hub(base) else f"\n\nOn the machine that wrote this, its base is `{base}`."
+
+
+def _write_base(config: dict[str, Any], base: str, path: Path) -> None:
+    """Writes adapter_config.json with a base that takes the place of the one that its trainer named."""
+    from mmedexpert_jax.models.hub_card import on_the_hub
+
+    name = on_the_hub(base) or base
+    revision = base.removeprefix(name).removeprefix("@") or None
+    text = json.dumps(config | {"base_model_name_or_path": name, "revision": revision}, indent=2)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _folded(source: str, dtype: str) -> tuple[Any, dict]:
@@ -292,28 +323,40 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
     return model, folded
 
 
-def _copy_adapter(model_path: str, output: Path) -> None:
-    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
-    from mmedexpert_jax.lora import finite
+def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
+    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers.
+
+    Raises ConfigError where it is to be `uploaded` and its base is a folder of this machine.
+    """
+    from mmedexpert_jax.lora import base_of, finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
-    from mmedexpert_jax.models.hub_card import adapter_card, training_of
+    from mmedexpert_jax.models.hub_card import adapter_card, on_the_hub, training_of
     from mmedexpert_jax.models.locate import CHOSEN, base_under, is_adapter
     from mmedexpert_jax.models.stored_tensors import views
 
     source = adapter_folder(model_path)
     if not (source / "adapter_model.safetensors").is_file():
         raise DataError(f"{source}: no adapter_model.safetensors; save the adapter again with safetensors")
-    files.claim(output)
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
     base = base_under(source, CHOSEN["base"])
-    card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()))
-    with files.writing(output), files.replacing(output) as partial:
+    if uploaded and not on_the_hub(base):
+        raise ConfigError(
+            f"config.push: the base of {source} is {base}, which is on this machine alone; give the base's hub id as "
+            "--config.model.base=owner/name, or --config.format=model"
+        )
+    files.claim(output)
+    card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()) + _place(base, uploaded))
+    with files.writing(output), files.replacing(output) as target:
         for name, factor in views(source / "adapter_model.safetensors").items():
             finite(f"{source}: {name}", factor)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(source / name, partial / name)
-        copy_settings(source, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        shutil.copyfile(source / "adapter_model.safetensors", target / "adapter_model.safetensors")
+        config = border.read_json(source / "adapter_config.json", dict[str, Any])
+        if base == base_of(config):
+            shutil.copyfile(source / "adapter_config.json", target / "adapter_config.json")
+        else:
+            _write_base(config, base, target / "adapter_config.json")
+        copy_settings(source, target)
+        (target / "README.md").write_text(card, encoding="utf-8")
     if is_adapter(base):
         print(
             f"{output} holds the change over {base}, itself an adapter, and none of that one's: evaluate, merge and "

@@ -59,7 +59,7 @@ def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "
     """
     count = sum(math.prod(shape) for shape in tensor_shapes(config).values())
     front = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [mmedexpert-jax, medical]"]
-    if name := _on_the_hub(origin):
+    if name := on_the_hub(origin):
         front.append(f"base_model: {json.dumps(name)}")
     made = f"Made from `{_passed_on(origin)}` with" if origin else "Written by"
     text = config.text
@@ -101,7 +101,7 @@ vLLM serves the directory as it stands: `vllm serve <this directory>`.
 def adapter_card(base: str, rank: int, about: str = "") -> str:
     """The card of a peft adapter of `rank` over `base`."""
     front = ["library_name: peft", "tags: [mmedexpert-jax, medical, lora]"]
-    if name := _on_the_hub(base):
+    if name := on_the_hub(base):
         front.append(f"base_model: {json.dumps(name)}")
     base = _passed_on(base)
     return f"""---
@@ -124,7 +124,7 @@ model = PeftModel.from_pretrained(base, "this directory")
 """
 
 
-def _on_the_hub(src: str) -> str:
+def on_the_hub(src: str) -> str:
     """The owner/name of a hub id, which the front matter takes without its revision; empty for a path."""
     hub = HUB_ID.fullmatch(src)
     return hub["name"] if hub and not src.startswith("runs/") and not Path(src).exists() else ""

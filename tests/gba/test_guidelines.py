@@ -121,3 +121,18 @@ def test_a_guideline_file_that_matches_nothing_is_a_line():
         Guidelines(cases, 0, 1, 2, texts={"curb65": "Rule.", "x": ""})
     assert str(e.value).endswith("are task0, task1") and "\n" not in str(e.value)
     assert Guidelines(cases, 0, 1, 2, texts={"c1": "Rule.", "curb65": ""}).texts
+
+
+@pytest.mark.parametrize(
+    ("paradigms", "fields", "said"),
+    [
+        (("analytical",), {"paradigms_per_query": 4}, "=4: fewer apply to 3 of 3 cases"),
+        (PARADIGMS[:2], {"paradigms_per_query": 4, "group_by": "query"}, "=4: fewer apply to 3 of 3 cases"),
+        (PARADIGMS, {"paradigms_per_query": 4}, ""),
+        (("analytical",), {}, ""),
+        ((), {"paradigms_per_query": 4, "guided": False}, ""),
+    ],
+)
+def test_prompts_that_are_asked_again_for_want_of_paradigms_are_said(paradigms, fields, said, caplog):
+    Guidelines(make_cases(3, paradigms), 0, groups=4, num_samples=4, **fields).warn_unmatched()
+    assert (said in caplog.text) if said else not caplog.text

@@ -118,6 +118,45 @@ def test_the_base_that_is_given_counts_in_plan_and_run(adapter, named, capsys):
         assert adapter[2].rpartition("=")[2] in Path(f"to-{format}", "export", format, "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("base", "named", "revision"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-2B-Instruct", None),
+        ("Qwen/Qwen2-VL-2B-Instruct@v2", "Qwen/Qwen2-VL-2B-Instruct", "v2"),
+    ],
+)
+def test_the_base_that_is_given_stands_in_the_exported_adapters_config_too(adapter, base, named, revision, capsys):
+    assert main([*adapter[:2], f"--config.model.base={base}", "--config.format=adapter"]) == 0, capsys.readouterr().err
+    before, exported = (
+        json.loads(Path(folder, "adapter_config.json").read_text())
+        for folder in ("adapter", "runs/export-mini/export/adapter")
+    )
+    changed = {"base_model_name_or_path": named, "revision": revision}
+    assert exported == before | changed
+    assert f"over {base}" in Path("runs/export-mini/export/adapter/README.md").read_text()
+    assert main([*adapter[:2], "--config.format=adapter", "--config.workdir=as-it-was"]) == 0
+    files = [Path(folder, "adapter_config.json") for folder in ("adapter", "as-it-was/export/adapter")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_is_uploaded_names_no_folder_of_this_machine(adapter, tmp_path, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr("mmedexpert_jax.models.save.push", lambda folder, name: sent.append(Path(folder)) or "there")
+    run = {"job": "dsa", "model": {"path": f"{tmp_path}/smith/base"}, "data": {"path": "/data/mary/a.csv"}}
+    Path("adapter/config.json").write_text(json.dumps(run))
+    for format in ("adapter", "model"):
+        command = [*adapter[:2], f"--config.format={format}", "--config.push=me/mine", f"--config.workdir=to-{format}"]
+        if format == "adapter":
+            assert main(command) == 2
+            assert "config.push: the base of adapter is /mnt/other/base, which is on this" in capsys.readouterr().err
+            assert not Path("to-adapter/export").exists() and not sent
+        assert main([*command, adapter[2] if format == "model" else "--config.model.base=Qwen/Qwen2-VL-2B"]) == 0
+        text = (sent[-1] / "README.md").read_text()
+        assert "smith" not in text and "mary" not in text and str(tmp_path) not in text
+        assert "from `base`, on the data `a.csv`" in text
+    assert {folder.name for folder in sent} == {"adapter", "model"}
+
+
 def test_an_adapter_that_is_its_own_base_is_refused_by_a_plan_too(adapter, capsys):
     file = Path("adapter/adapter_config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "adapter"}))

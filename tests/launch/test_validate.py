@@ -84,6 +84,28 @@ def test_paths_begin_at_home_where_the_shell_has_not_seen_it(capsys, tmp_path, m
     assert "answer '~/x'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        (["--config=configs/gba.py", "--config.data.path=~nosuchuser/x"], "data.path"),
+        (["--config=configs/gba.py", "--config.workdir=~nosuchuser"], "workdir"),
+        (["--config=configs/merge.py", "--config.experts=a=~/one,b=~nosuchuser/two"], "experts"),
+    ],
+)
+def test_a_home_of_nobody_is_refused_by_its_field(given, key, capsys):
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"config.{key}: nobody here is called nosuchuser; write ./~nosuchuser for" in error and error.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize("question", ["~5/10 of them?", "~nosuchuser/x"])
+def test_a_question_that_begins_like_a_home_is_asked_as_it_stands(question, capsys):
+    assert main(["--config=configs/ask.py", f"--config.question={question}", "--config.plan=True"]) == 0
+    assert f"answer '{question}'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("config", ["gba", "contamination", "review"])
 def test_a_mesh_that_is_no_name_of_devices_is_refused_in_any_plan(capsys, config):
     assert main([f"--config=configs/{config}.py", "--config.plan=True", "--config.plan_mesh=b200x8"]) == 2

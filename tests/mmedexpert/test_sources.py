@@ -266,6 +266,21 @@ def test_rights_can_be_stated(tmp_path):
     assert collect([path], rights=stated).records[0].licence == "by contract"
 
 
+def test_a_bare_name_restricts_all_files_that_have_it_and_frees_none(tmp_path):
+    for site in ("site1", "site2"):
+        (tmp_path / site).mkdir()
+        write(tmp_path / site / "cases.jsonl", [PLAIN | {"question": f"{PLAIN['question']} At {site}?"}])
+
+    def freed(**rights):
+        return [record.redistributable for record in collect([str(tmp_path)], rights=Rights(**rights)).records]
+
+    assert freed(redistributable=("plain",)) == [True, True]
+    assert freed(redistributable=("plain",), restricted=("cases.jsonl",)) == [False, False]
+    assert freed(redistributable=("plain",), restricted=("site1/cases.jsonl",)) == [False, True]
+    assert freed(redistributable=("site1/cases.jsonl",)) == [True, False]
+    assert freed(redistributable=("cases.jsonl",)) == [False, False]
+
+
 @pytest.mark.parametrize("said", [True, "true", "yes", 1, 1.0, "1.0"])
 def test_what_a_user_restricts_stands_before_what_a_row_says_of_itself(tmp_path, said):
     path = write(tmp_path / "r.jsonl", [PLAIN | {"redistributable": said}])

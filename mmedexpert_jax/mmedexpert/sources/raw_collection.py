@@ -71,8 +71,8 @@ class Rights:
         return licence, shape.redistributable or any(name in self.redistributable for name in names)
 
     def restricts(self, shape: Format, file: str) -> bool:
-        """True where the user says that a file's rows may not be passed on."""
-        return any(name in self.restricted for name in (file, shape.name))
+        """True where the user says that a file's rows may not be passed on; a bare name says so of all that have it."""
+        return any(name in self.restricted for name in (file, file.rpartition("/")[2], shape.name))
 
 
 def collect(
