@@ -123,6 +123,7 @@ _SIGN = re.compile(rf"[<>≤≥±↑↓←‰√≠^]|(?<![\w.)-])-(?=\d)|(?P<ne
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 # Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.
+_ARTICLE = re.compile(r"(?:^|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A pulmonary embolism is unlikely."
 _NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGNORECASE)
 _REASON = r"\s+(?:because|since|as|due|given)\b"
 _SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
@@ -393,6 +394,7 @@ def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
         said = f" {normalised(before)}"
         if not said.endswith(f" {own}") and said.endswith(tuple(f" {other}" for other in others)):
             return True
+    text = _ARTICLE.sub("", text)
     for mark, rest in re.findall(rf"(?<!\w){letter}(?![\w'’])([)\]}}*]*\s*[.:;,=(–—-]?)\s*([^\n]{{1,300}})", text):
         rest = _NAMELY.sub("", rest)
         cut = re.split(_SENTENCE_END if "." in mark else _CLAUSE_END, rest, maxsplit=1)[0]

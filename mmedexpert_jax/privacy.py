@@ -45,7 +45,7 @@ _WEAK = (
 # what stands behind "case:" or "specimen:" with digits of its own: levels of the spine, antigens, viruses, gases
 _CLINICAL = (
     r"(?:[CTLS]\d{1,2}(?:[-/][CTLS]?\d{1,2})?|CD\d{1,3}|CA[- ]?\d{2,3}|H[IP]V(?:[-/]?\d){0,2}|HER-?2|(?:Sp|Pa|Fi)C?O2|"
-    r"COVID-\d+|H\d{1,2}N\d{1,2}|[Tt]\d[a-c]?N\d[a-c]?(?:M\d)?|Ki-?67|p53|G\d{1,2}P\d{1,2})(?!\d)(?![-/]?\d)"
+    r"COVID-\d+|H\d{1,2}N\d{1,2}|[Tt]\d[a-c]?N\d[a-c]?(?:M\d)?|Ki-?67|p53|G\d{1,2}P\d{1,2})(?!\w)(?![-/][\w/-]*\d)"
 )
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
 _TITLE = (
@@ -61,8 +61,9 @@ _STREET = r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|C
 PATTERNS: dict[str, re.Pattern] = {
     "e-mail": re.compile(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
     "record number": re.compile(
-        rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|(?:{_WEAK})\.?[\s-]*(?:{_NO}\s*[:#=]?|[:#=]+))\s*#?\s*"
-        rf"(?!{_AGE})(?!{_CLINICAL})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
+        rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|"
+        rf"(?:{_WEAK})\.?[\s-]*(?:{_NO}\s*[:#=]?|[:#=]+)(?!\s*#?\s*{_CLINICAL}))\s*#?\s*"
+        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
         r"\b[A-Z]{2}\d\d(?: ?\d{4}){3,}(?: ?\d{1,4})?\b|\b[0-2](?:\.\d+){6,}\b|"  # IBAN; DICOM's unique ids
         r"\b\d{3}-\d{2}-\d{4}\b|\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",  # SSN; Medicare's
         re.I,

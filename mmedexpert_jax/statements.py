@@ -326,11 +326,11 @@ _DENIED_AFTER = re.compile(
     r"|(?:pouco\s+)?improváve|(?:deve|pode)\s+ser\s+(?:descartad|excluíd)|pouco\s+prováve"
     # Russian, Polish, Turkish, Indonesian, Greek, Vietnamese, Hindi
     r"|исключ|неправильн|маловероят|ошибочн|невозмож|(?:jest\s+)?(?:nieprawidłow|niepoprawn|mało\s+prawdopodobn)|odpada|nie\b"
-    r"|olamaz|salah|tidak|keliru|kurang\s+tepat|(?:είναι\s+)?(?:λάθος|λανθασμέν|εσφαλμέν)|δεν\b|(?:bị\s+)?loại|गलत"
+    r"|olamaz|salah(?!\s+satu)|tidak|keliru|kurang\s+tepat|(?:είναι\s+)?(?:λάθος|λανθασμέν|εσφαλμέν)|δεν\b|(?:bị\s+)?loại|गलत"
     # Persian, Arabic
     r"|نیست|نمی|نادرست|غلط|اشتباه|خاط|مستبعد"
     # Chinese, Japanese, Korean
-    r"|(?:选项|選項)?(?:也|则|并|就|应该?|應該?|应当|可以?|被)*(?:不(?!仅|但|僅)|排除|有误|有誤|错误|錯誤|非)"
+    r"|(?:选项|選項)?(?:也|则|并|就|应该?|應該?|应当|可以?|被)*(?:不(?=是|对|對|正[确確]|符|成立|选|選|能|可(?!逆|切|分|避|触|控)|[应應该該]|合[适適]|恰当|考虑|支持|准确)|排除|有误|有誤|错误|錯誤|非)"
     r"|(?:は|が)?\s*(?:不適|誤り|誤って|間違|違う|不正解|除外)|では(?:ない|なく|ありません|ありえ|あり得)|じゃ(?:ない|なく)"
     r"|とは(?:言え|いえ|限ら)|でも(?:\s*[A-J]\s*でも)?(?:ない|ありません)"
     r"|(?:는|은|가|이)?\s*(?:틀[렸린리]|옳지|맞지|적절하지|부적절)|일\s*(?:수|리)(?:는|가)?\s*없)",

@@ -71,7 +71,7 @@ MORE = {  # a line a kind, forms apart by a bar
     "e-mail": "j.doe+x@mail.co.uk|jane(at)example.org|jane [at] example.org",
 }
 MORE["record number"] += (
-    "|Study: A12345|Case: T1234-99|Specimen: S21-4455|ID: CD20123|ID: HIV-123456|Case: L45-2231|ID: C12345"
+    "|Study: A12345|Case: T1234-99|Specimen: S21-4455|ID: CD20123|ID: HIV-123456|Case: L45-2231|ID: C12345|MRN S12K4567|MRN: C4A8812|Case: S12-K4567|Specimen: HIV1-ab2233|Record: CD20A8812"
 )
 MORE["address"] += "|IL 62704|EC1A 1BB|M1 1AE|Reston, VA 20190-1234"
 MORE["phone"] += "|1 800 555 0134|123-456-7890"

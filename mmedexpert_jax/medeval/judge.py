@@ -15,7 +15,7 @@ from mmedexpert_jax.remote import Client, Request
 WHAT = ("open", "unparsed", "all")
 # "right" and "left" of the body, "true" and "false" before a part of it, and not a verdict: "the right lung".
 _SIDE = re.compile(
-    r"\bright(?=-sided|-hand|\s+(?!(?:and|or|but|because|since|as|in|on|about|with|for|that|though|although|if|except"
+    r"\bright(?=-sided|-hand|[^\S\n]+(?!(?:and|or|but|because|since|as|in|on|about|with|for|that|though|although|if|except"
     r"|here|too|also|overall|by|per|given|according|when|while|so|hence|to|at|only|answers?|responses?|options?"
     r"|choices?|diagnos[ie]s|keys?|one|final|letter|treatment|conclusion)\b)[a-z])"
     r"|\b(?:says|said|states?|stated|gives|gave|reads|side|laterality|the)\s*:?\s+right(?=\s*(?:$|[.,;:)\n]))"
@@ -51,8 +51,9 @@ _ABOUT_THE_KEY = re.compile(
 _GIVES = re.compile(r"\b(?:match\w*|gives?|states?|chose|chooses?|is|reach\w*|has)\s+(?:the|a)\s*$", re.IGNORECASE)
 _TURNED = re.compile(
     r"\b(?:not(?! only)|never|nothing|cannot|neither|nor|hardly|n['’]t|in|far from|fail(?:s|ed)? to|less than|"
-    r"anything but|by no means|no longer|in no way|nowhere near|nobody|no one|(?<![\d.])(?!100)\d{1,2}(?:\.\d+)?\s?%|"
-    r"without(?! (?:a )?(?:doubt|question)))(?!\w)[\s\w'’-]{0,24}$|n['’]t\b[\s\w'’-]{0,24}$|\b(?:in|un|non)-?$",
+    r"anything but|by no means|no longer|in no way|nowhere near|nobody|no one|"
+    r"without(?! (?:a )?(?:doubt|question)))(?!\w)[\s\w'’-]{0,24}$|n['’]t\b[\s\w'’-]{0,24}$|\b(?:in|un|non)-?$"
+    r"|(?<![\d.])(?!100)\d{1,2}(?:\.\d+)?\s?%\s*$",  # "30 % correct"
     re.IGNORECASE,
 )
 # A reply that takes its verdict back.

@@ -83,9 +83,11 @@ def gather(config: ConfigDict) -> Collection:
     """
     stated = dict(entry.split("=", 1) for entry in config.data.licences)
     names = {"licences": tuple(stated), "redistributable": config.data.redistributable}
-    known = {*FORMATS, *(called for called, _, _ in named_files(raw_sources(config.data.path)))}
+    sources = named_files(raw_sources(config.data.path))
+    known = {*FORMATS, *(called for called, _, _ in sources)}
+    bare = {file.name for _, file, _ in sources}  # restricts every file of that name
     for field, given in (names | {"restricted": config.data.restricted}).items():
-        if unknown := [name for name in given if name not in known]:
+        if unknown := [name for name in given if name not in known | (bare if field == "restricted" else set())]:
             raise ConfigError(
                 f"config.data.{field}: {unknown[0]!r} is no format and no file of config.data.path; formats are "
                 f"{', '.join(FORMATS)}"

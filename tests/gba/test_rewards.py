@@ -452,6 +452,7 @@ def test_a_right_answer_without_reasoning_is_above_a_wrong_one_in_full_form():
         ("Score: 11", None), ("good", None), ("", None), ("<think>Score: 2</think> Score: 9", 0.9),
         # the range of the prompt, scores of other ranges and of something else
         ("Score (0-10): 7", 0.7), ("Score 0 to 10: 7", 0.7), ("Score (out of 10): 6", 0.6), ("Score: 8 out of 10", 0.8),
+        ("Score - 7", 0.7), ("Score:\n\n**7**", 0.7), ("final_score: 7", 0.7), ('{"overall_score": 7}', 0.7),
         ("Score: 4/5", None), ("Score: -3", None), ("Score: 7-8", None), ("Score: 1e1", None), ("Score: 7%", None),
         ("Score: 9 (Glasgow coma score 3)", 0.9), ("Score: 3. A perfect Score: 10 would need more.", None),
         ("The Glasgow coma score is 3.\n**Score: 9/10**\nSound.", 0.9), ("Score: 7 - sound", 0.7), ("Score:\n7", 0.7),

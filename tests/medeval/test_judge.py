@@ -48,6 +48,8 @@ RIGHT = (
     "CORRECT, both name the right lung",
     "It names the left lung, which is right.",
     "Right. Both say left.",
+    "Right\nThe response names gout",
+    "The ejection fraction of 30% is correct.",
     "The response is right about the diagnosis.",
     "The response is right and complete.",
     "100% correct",
