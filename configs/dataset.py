@@ -85,7 +85,8 @@ def get_config(preset: str = "mini") -> Config:
     config.reviewed = one_of("any", "accepted", resume="free")  # traces that people have not rejected, or accepted
     config.dev_share = Field(0.1, high=1)  # of the cases of each specialty, for choices; not given in the paper
     config.test_share = Field(0.1, high=1)  # likewise, for reports
-    config.include_restricted = free(False)  # put rows that may not be passed on into export/public as well
+    # put rows that may not be passed on into export/public as well; never those whose texts may identify a person
+    config.include_restricted = free(False)
     config.push_to = free("")  # "owner/name" on the Hugging Face hub to which export/public is uploaded; empty: nowhere
 
     if preset == "endpoint":

@@ -122,8 +122,8 @@ _NEGATIVE = (
 _SIGN = re.compile(rf"[<>≤≥±↑↓←‰√≠^]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
+_OPENING_ARTICLE = re.compile(r"(?:^[-*•\s]{0,4}|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A gout is unlikely."
 # Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.
-_ARTICLE = re.compile(r"(?:^|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A pulmonary embolism is unlikely."
 _NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGNORECASE)
 _REASON = r"\s+(?:because|since|as|due|given)\b"
 _SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
@@ -265,8 +265,17 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
 def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
     """The one letter that a text's statements name (`statements.stated`); None where there are several or none, or
     where another option's text stands beside it."""
-    named = stated(text, LETTERS[: len(options)], remarks) or set()
+    named = stated(_set_apart(text, options), LETTERS[: len(options)], remarks) or set()
     return next(iter(named)) if len(named) == 1 and not _beside_another(text, min(named), options) else None
+
+
+def _set_apart(text: str, options: Sequence[str]) -> str:
+    """`text` with a stop between a letter and its own option's text, whose words may else deny the letter: "C非小细胞
+    肺癌"."""
+    for letter, option in zip(LETTERS, options, strict=False):
+        if option.strip() and not (letter == "A" and option[0].isascii()):  # "A pneumonia is likely"
+            text = re.sub(rf"(?<![A-Za-z]){letter}\s?(?={re.escape(option.strip())})", f"{letter}. ", text)
+    return text
 
 
 def without_list(text: str, options: Sequence[str]) -> str:
@@ -394,7 +403,7 @@ def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
         said = f" {normalised(before)}"
         if not said.endswith(f" {own}") and said.endswith(tuple(f" {other}" for other in others)):
             return True
-    text = _ARTICLE.sub("", text)
+    text = _OPENING_ARTICLE.sub("", text)
     for mark, rest in re.findall(rf"(?<!\w){letter}(?![\w'’])([)\]}}*]*\s*[.:;,=(–—-]?)\s*([^\n]{{1,300}})", text):
         rest = _NAMELY.sub("", rest)
         cut = re.split(_SENTENCE_END if "." in mark else _CLAUSE_END, rest, maxsplit=1)[0]

@@ -71,7 +71,8 @@ MORE = {  # a line a kind, forms apart by a bar
     "e-mail": "j.doe+x@mail.co.uk|jane(at)example.org|jane [at] example.org",
 }
 MORE["record number"] += (
-    "|Study: A12345|Case: T1234-99|Specimen: S21-4455|ID: CD20123|ID: HIV-123456|Case: L45-2231|ID: C12345|MRN S12K4567|MRN: C4A8812|Case: S12-K4567|Specimen: HIV1-ab2233|Record: CD20A8812"
+    "|Study: A12345|Case: T1234-99|Specimen: S21-4455|ID: CD20123|ID: HIV-123456|Case: L45-2231|ID: C12345"
+    "|MRN S12K4567|MRN: C4A8812|Case: S12-K4567|Specimen: HIV1-ab2233|Record: CD20A8812"
 )
 MORE["address"] += "|IL 62704|EC1A 1BB|M1 1AE|Reston, VA 20190-1234"
 MORE["phone"] += "|1 800 555 0134|123-456-7890"
@@ -220,6 +221,9 @@ def test_a_thumbnail_in_a_jpeg_file_is_cut_out_and_what_says_its_colours_stays()
     small = plain[:2] + part(0xE0, plain[6:18] + b"\2\1" + b"JohnDo") + plain[20:]
     assert clean(small, "x") == plain
     assert clean(kept.getvalue(), "x") == kept.getvalue()
+    at = kept.getvalue().index(b"\xff\xee\0\x0eAdobe")
+    longer = kept.getvalue()[at + 4 : at + 16] + b"JohnDo"
+    assert clean(kept.getvalue()[:at] + part(0xEE, longer) + kept.getvalue()[at + 16 :], "x") == kept.getvalue()
     assert np.allclose(np.asarray(open_image(clean(kept.getvalue(), "x")))[0, 0], (200, 30, 30), atol=3)
 
 

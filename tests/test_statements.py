@@ -36,6 +36,20 @@ def test_every_form_that_people_read_is_read(form, letter, response):
     assert read_choice(response, options, "plain" if form == "ten" else form) == letter
 
 
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("答案：C非小细胞肺癌", "C"),
+        ("答案：B排除妊娠", "B"),
+        ("Jawaban: D Tidak ada", "D"),
+        ("答案：A不稳定型心绞痛", "A"),
+    ],
+)
+def test_an_options_own_words_deny_no_letter_before_them(response, letter):
+    options = ("不稳定型心绞痛", "排除妊娠", "非小细胞肺癌", "Tidak ada")
+    assert read_choice(response, options, "plain") == letter
+
+
 NAMES = (
     "letter",
     "choice",

@@ -21,7 +21,8 @@ def word_count(text: str) -> int:
 
 
 def stands(phrase: str, text: str) -> bool:
-    """True for a phrase that stands in a text as whole words, if its script divides words: "MS" not in "symptoms"."""
+    """True for a phrase that stands in a text as whole words, perhaps in the plural, if its script divides words: "MS"
+    does not in "symptoms"."""
     if UNSPACED.search(phrase):
         return phrase in text
-    return bool(re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text))
+    return bool(re.search(rf"(?<!\w){re.escape(phrase)}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))

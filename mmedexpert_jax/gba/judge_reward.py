@@ -24,7 +24,7 @@ RUBRIC = (
 _SCORE = re.compile(
     # the range that the prompt names: "Score (0-10): 7", "Score out of 10: 7"
     r"(?<![^\W_])score(?:[^\d\n:=]{0,24}(?:[01]\s*(?:[-–]|to)\s*|\bof\s+)10\W{0,2}(?=[:=]))?"
-    r"(?P<link>\s[-–]\s|[^\w−+-]{0,8})(?P<number>\d{1,2}(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*10)?"
+    r"(?P<link>[^\w−+-]{0,3}\s[-–]{1,2}\s|[^\w−+-]{0,8})(?P<number>\d{1,2}(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*10)?"
     # no other denominator, unit or range
     r"(?![\d%]|[.,]\d|\s*(?:/|out\s+of)|\s*%|e\d|\s*(?:[-–]|to)\s*\d)",
     re.IGNORECASE,

@@ -42,8 +42,10 @@ _GREY = (128, 128, 128)
 _OF_OTHERS = re.compile(
     r"\b(?:both|all|none|any|either|neither|two|all but one)\b.{0,20}\babove\b|"
     r"^\W*(?:(?:both|all|only|options?|choices?|answers?|neither|either)\W+)*\(?[A-J]\)?"
-    r"(?:\s*(?:,|&|/|\+|\b(?:and|or|nor|et|und|y)\b|[和、及与或])\s*\(?[A-J]\b\)?)+(?!\w)|"
-    r"^\W*(?:both|only|options?|choices?|all but) \(?[A-J]\)?\W*$|以上|上述",
+    r"(?:\s*(?:,|&|/|\+|\b(?:and|or|nor|et|und|y)\b|[和、及与或])\s*\(?[A-J]\b\)?)+"
+    r"(?=\W*$|\W+(?:only|alone|both|together|are|is|correct|true|above)\b)|"
+    r"^\W*(?:both|only|options?|choices?|all but) \(?[A-J]\)?\W*$|^以上|"
+    r"以上(?=都|皆|均|全|所有|选项|選項|各[项項]|のすべて|どれ)|上述",
     re.I,
 )
 

@@ -16,14 +16,18 @@ WHAT = ("open", "unparsed", "all")
 # "right" and "left" of the body, "true" and "false" before a part of it, and not a verdict: "the right lung".
 _SIDE = re.compile(
     r"\bright(?=-sided|-hand|[^\S\n]+(?!(?:and|or|but|because|since|as|in|on|about|with|for|that|though|although|if|except"
-    r"|here|too|also|overall|by|per|given|according|when|while|so|hence|to|at|only|answers?|responses?|options?"
+    r"|here|too|also|overall|by|per|given|according|when|while|so|hence|to|at|only|it|this|that|they|we|answers?|responses?|options?"
     r"|choices?|diagnos[ie]s|keys?|one|final|letter|treatment|conclusion)\b)[a-z])"
     r"|\b(?:says|said|states?|stated|gives|gave|reads|side|laterality|the)\s*:?\s+right(?=\s*(?:$|[.,;:)\n]))"
     r"|\b(?:true|false)(?=\s+(?:vocal|cords?|lumen|ribs?|aneurysm|positives?|negatives?|labou?r|pelvis)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LEFT = re.compile(r"\bleft\b(?!\s+(?:out|open|unclear|unanswered))", re.IGNORECASE)
-_RIGHT = re.compile(r"(?!\A)(?<!which is )\bright\b", re.IGNORECASE)
+_RIGHT = re.compile(
+    r"(?!\A)(?<!which is )(?<!response is )(?<!answer is )(?<!\bit is )(?<!that is )(?<!\bit['’]s )(?<!that['’]s )"
+    r"\bright\b",
+    re.IGNORECASE,
+)
 _MISMATCH = re.compile(
     r"\b(?:(?:do|does|did)\s+not|(?:do|does|did)n['’]t|fails?\s+to)\s+(?:match|agree)\b", re.IGNORECASE
 )
@@ -31,6 +35,9 @@ _MISMATCH = re.compile(
 _CROSSED = re.compile(r"[❌✗✘✖][^\w\n]{0,8}correct\b|\bcorrect[^\w\n]{0,8}[❌✗✘✖]", re.IGNORECASE)
 _IS_NOT = re.compile(r"\b(?:response|answer|it)\s+(?:isn['’]t|is\s+not)(?=\s*(?:$|[.;!\n]))", re.IGNORECASE)
 # A verdict of the other kind behind one that is begun: "CORRECT. However, ..., so INCORRECT".
+_ON_ANOTHER = re.compile(
+    r"\b(?:option|distractor|alternative|choice|other)\b[^.\n]{0,24}\bis\s+incorrect\b", re.IGNORECASE
+)
 _TAKEN_BACK = re.compile(
     r"(?<!not )\bINCORRECT\b|\bIncorrect(?=\s+overall|\s*(?:$|[.!]))"
     r"|(?i:\b(?:so|thus|therefore|hence|overall)\b[,:]?\s+(?:(?:it|the\s+\w+)\s+is\s+)?incorrect\b)",
@@ -153,7 +160,7 @@ def read(text: str) -> bool | None:
     if ends:
         return all(ends)
     if (opening := _WORD.match(text)) and re.match(r"\s*(?:[.,;:!–—-]|\n)", text[opening.end() :]):
-        behind = text[opening.end() :]
+        behind = _ON_ANOTHER.sub("", text[opening.end() :])
         doubtful = _HEDGED.search(behind.split(".")[0]) or _TAKEN_BACK.search(behind)
         return opening["right"] is not None and not doubtful
     return all(_verdicts(text))

@@ -1,6 +1,7 @@
 """The data set (section 3.3): reviewed traces as Parquet with embedded images, split, stratified, with its history."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Built:
             case,
             SCHEMA,
             id=f"{case.id}.{trace.paradigm}",
+            # of files of one name the folders tell apart, which may be called by people or hospitals
+            source_id=re.sub(r"^.*/(?=[^/]+:\d+$)", "", case.source_id),
             images=[{"bytes": p.open(), "path": name} for p, name in zip(case.images, names, strict=True)],
             paradigm=trace.paradigm,
             trace=self.text,

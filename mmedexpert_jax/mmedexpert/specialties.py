@@ -46,7 +46,7 @@ _THING = re.compile(
     r"fracture|lesion|ulcer|burn|scar|stroke|\w*h(?:a)?ematoma|bruise|bite|injury|graft|transplant|\w*thromb\w+|clot|"
     r"infection|cut|laceration|swelling|mass|lump|tumou?r|sore|blister|incision|stoma|dressing|film|scan|culture|sample|"
     r"specimen|history|prosthesis|implant|stent|shunt|catheter|pacemaker|valve|suture|h(?:a)?emorrhage|abscess|problem)"
-    r"s?\b",
+    r"s?\b(?!\s+(?:victim|patient|recipient|survivor|case|sufferer))",
     re.I,
 )
 _BROUGHT = re.compile(r"\b(?:brings?|brought|carries|carried)(?: in)? (?:her|his|their|the|an?) $", re.I)

@@ -1,21 +1,21 @@
 """An optional judge: a model that marks the reviewers' rubric. Its score orders the review and decides nothing."""
 
 import ast
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered, spoken
 from mmedexpert_jax.data.paradigms import PARADIGMS
-from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import Judgement, Trace
 from mmedexpert_jax.mmedexpert.review.rubric import RUBRIC
 from mmedexpert_jax.remote import EndpointReply, Request
 
+MOST = 50  # objects of a reply, from its end, that are looked at
 SYSTEM = (
     "You check a clinician's written reasoning against a rubric. Be strict: a criterion is met only if the text shows "
     'it. Answer with one JSON object and nothing else: {"<code>": true or false, ...}, one entry for each criterion.'
@@ -57,23 +57,23 @@ def conversation(trace: Trace) -> list[dict[str, Any]]:
 def judgement(text: str, paradigm: str, name: str) -> Judgement | None:
     """The judgement in a reply, the last where it holds several; None unless it marks every criterion with true or
     false, as JSON or Python writes it."""
-    codes = [criterion.code for criterion in RUBRIC[paradigm]]
-    for found in reversed(re.findall(r"\{[^{}]*\}", spoken(text))):
-        marks = _marks(found)
+    codes, said = [criterion.code for criterion in RUBRIC[paradigm]], spoken(text)
+    for begin in [found.start() for found in re.finditer(r"\{", said)][: -MOST - 1 : -1]:
+        marks = _marks(said[begin:])
         if all(isinstance(marks.get(code), bool) for code in codes):
             criteria = tuple((code, marks[code]) for code in codes)
             return Judgement(sum(met for _, met in criteria) / len(criteria), criteria, name)
     return None
 
 
-def _marks(written: str) -> dict[str, Any]:
-    """An object with its marks; {} of none. A mark may stand as a text, "true"."""
+def _marks(text: str) -> dict[str, Any]:
+    """The object that a text begins with; {} of none. A mark may stand as a text, "true"."""
     try:
-        marks = border.parse_json(written, "the judgement", dict[str, Any])
-    except DataError:
+        marks = json.JSONDecoder().raw_decode(re.sub(r"\b(?:True|False)\b", lambda word: word[0].lower(), text))[0]
+    except (ValueError, RecursionError):
         try:
-            marks = ast.literal_eval(written)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            marks = ast.literal_eval(text[: text.find("}") + 1])
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return {}
     words = {"true": True, "false": False}
     return {key: words.get(str(mark).lower()) for key, mark in marks.items()} if isinstance(marks, dict) else {}

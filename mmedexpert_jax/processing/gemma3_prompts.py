@@ -204,10 +204,11 @@ class GemmaProcessor(Processor):
             )
         written = "".join(itertools.chain(*zip(gaps, [*map(self._picture, shown), ""], strict=True)))
         ids: list[int] = []
-        for number, piece in enumerate(_MARKED.split(written)):
-            spelt = number % 2 == 1  # the number of a token that a message spells out: ordinary text
-            piece = self.control[int(piece)] if spelt else piece
-            ids += self.tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=spelt)
+        with self._tokenizing:
+            for number, piece in enumerate(_MARKED.split(written)):
+                spelt = number % 2 == 1  # the number of a token that a message spells out: ordinary text
+                piece = self.control[int(piece)] if spelt else piece
+                ids += self.tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=spelt)
         return np.array(ids, np.int32)
 
     def _picture(self, shown: Shown) -> str:

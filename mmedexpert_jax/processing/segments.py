@@ -53,8 +53,10 @@ def _jpeg(data: bytes) -> bytes | None:
             return None
         if marker == _JFIF and body.startswith(b"JFIF\0") and len(body) >= 14:
             kept.append(b"\xff\xe0\0\x10" + body[:12] + b"\0\0")  # without its thumbnail
-        elif marker in _TABLES or (marker == _ADOBE and body.startswith(b"Adobe")):  # which says what the colours are
+        elif marker in _TABLES:
             kept.append(data[place:end])
+        elif marker == _ADOBE and body.startswith(b"Adobe"):  # which says in 12 bytes what the colours are
+            kept.append(b"\xff\xee\0\x0e" + body[:12])
         elif marker == _SCAN:
             following = _MARKER.search(data, end)
             if following is None:

@@ -156,7 +156,7 @@ def quiet(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
-        with warnings.catch_warnings():
+        with TURNS, warnings.catch_warnings():  # its filters are those of all threads
             warnings.simplefilter("ignore")
             return function(*args)
 

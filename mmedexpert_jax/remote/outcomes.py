@@ -40,13 +40,15 @@ _FILTERED = re.compile(
 _ON_THE_PROMPT = re.compile(
     r"content[ _-]?filter|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|guardrail|敏感|"
     r"(?:inappropriate|sensitive) (?:content|words?)|(?:input|prompt|content|message)\b.{0,60}\bflagged|"
-    r"flagged.{0,60}\b(?:input|prompt|content)",
+    r"flagged.{0,60}\b(?:input|prompt|content)|violat\w+.{0,60}\b(?:usage|content)\b|safety[ _](?:check|system|filter)",
     re.I | re.S,
 )
 # Rules of a network or of a place, which hold for every question alike.
+_PLACE = r"(?:region|countr(?:y|ies)|territor(?:y|ies)|location|jurisdiction)"
+_REFUSED_PLACE = r"(?:not|un)[ -]?(?:available|supported|served|allowed)\b"
 _NETWORK = re.compile(
     r"(?:organi[sz]ation(?:al|'s)?|company|web|network|site|security|firewall|access)\b.{0,20}\bpolic|"
-    r"(?:region|countr(?:y|ies)|territor(?:y|ies)|location|jurisdiction)\b|sanctions?\b",
+    rf"{_REFUSED_PLACE}.{{0,60}}\b{_PLACE}\b|\b{_PLACE}\b.{{0,40}}\b{_REFUSED_PLACE}|sanctions?\b",
     re.I,
 )
 # What a server quotes of the question: its words say nothing about the request.
@@ -252,6 +254,8 @@ def ending(said: str) -> str:
     said = said.lower().removeprefix("finishreason.").replace("-", "_") or "stop"
     if said.startswith(("content_filter", *_STOPPED)):
         return "content_filter"
+    if said not in _FINISH and re.search("length|max_|limit|incomplete|time_?out|truncat", said):
+        return "length"
     return _FINISH.get(said, said[:40])
 
 

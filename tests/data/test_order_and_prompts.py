@@ -63,6 +63,7 @@ def test_other_forms_do_not(paradigm, trace):
         (("MS", "ALS"), "(1) MS is unlikely. (2) It is ALS.", True),
         (("class I", "class II"), "(1) Class II is excluded. (2) No more is known.", False),
         (("0", "3"), "(1) 80 of 32 are absent. (2) So it is.", False),
+        (("Beta blocker", "Statin"), "(1) Beta blockers are excluded. (2) Statins fit.", True),
         (("痛风", "关节炎"), "(1) 可能是痛风或关节炎。 (2) 排除痛风。", True),
     ],
 )

@@ -121,6 +121,7 @@ OWN = [
     "Both",
 ]
 OWN += ["All of them", "A or an O cell", "AB", "A", "Influenza A", "A. fumigatus and A. niger", "IgA and B cells"]
+OWN += ["60岁以上", "38℃以上", "E/A ratio", "C and D antigens"]
 
 
 @pytest.mark.parametrize("option", [*OTHERS, *OWN])

@@ -284,6 +284,7 @@ FIRST_ALONE = NONE | {CODES[0]: True}
         (f"<think>{json.dumps(ALL)}</think>{json.dumps(NONE)}", NONE),
         ("", None),
         ("All are met.", None),
+        ("as the source says {[1]} it holds", None),
         (json.dumps(dict.fromkeys(CODES, 1)), None),
         (json.dumps(dict.fromkeys(CODES, "yes")), None),
         (json.dumps(dict(list(ALL.items())[1:])), None),
@@ -566,6 +567,8 @@ YOUNG = [
     "A 5F with fever",
     "A 3-month-old African American infant has an infection",
     "A baby with cough",
+    "A 6-year-old burn victim is brought in.",
+    "A 7-year-old transplant recipient has fever.",
 ]
 
 

@@ -71,6 +71,7 @@ ENDINGS |= {
 ENDINGS |= dict.fromkeys(
     ("complete", "eos_token_id", "FinishReason.STOP", "stop_str", "normal", "no such", "OTHER"), "stop"
 )
+ENDINGS |= dict.fromkeys(("incomplete", "token_limit", "max_new_tokens", "timeout"), "length")
 ENDINGS |= dict.fromkeys(("max_length", "limit", "max-tokens", "FinishReason.MAX_TOKENS"), "length")
 ENDINGS |= dict.fromkeys(("content-filter", "FinishReason.SAFETY"), "content_filter")
 ENDINGS |= {"function_call": "function_call", "refusal": "refusal"}
@@ -146,6 +147,13 @@ def test_a_rule_of_a_network_or_a_place_is_no_answer_and_a_verdict_on_the_prompt
     assert judge(451, JSON, body(message="the prompt is not allowed")).kind == "answered"
     for said in ("Your input was flagged", "it did not pass moderation", "the prompt met a content filter", "敏感"):
         assert judge(403, JSON, body(message=said)).kind == "answered"
+    for said in (
+        "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO",
+        "rejected by our safety system",
+    ):
+        assert judge(403, JSON, body(message=said)).kind == "answered"
+    for said in ("inappropriate content. Location: input", "country of residence: input flagged by moderation"):
+        assert judge(400, JSON, body(message=said)).kind == "answered"
     blocked = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
     for said in (blocked, "Output blocked by content filtering policy", "violates our usage policies"):
         assert judge(400, JSON, body(message=said)).kind == "answered"

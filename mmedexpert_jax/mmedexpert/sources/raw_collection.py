@@ -111,11 +111,13 @@ def named_files(sources: Sequence[tuple[str, str]]) -> list[tuple[str, Path, str
         for form, path in sources
         for file in raw_files(EMBEDDED if path == "embedded" else Path(path).expanduser())
     ]
-    files = {file.absolute() for file, _ in found}
+    by_name: dict[str, set[tuple[str, ...]]] = {}
+    for file, _ in found:
+        by_name.setdefault(file.name, set()).add(file.absolute().parts)
 
     def called(file: Path) -> str:
         parts = file.absolute().parts
-        others = [other.parts for other in files if other.name == file.name and other.parts != parts]
+        others = by_name[file.name] - {parts}
         count = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
         return "/".join(parts[-count:])
 
