@@ -38,7 +38,8 @@ def against_table(*measured: dict) -> str:
             rows.append([f"{group} (`{name}`)", *(_points(gain["gain"], gain) for gain in gains)])
         for pair, gains in found.get("pairs", {}).items():  # results of before have none
             rows.append([pair, *(_points(gains[kind]["gain"], gains[kind]) for kind in KINDS)])
-        heads = [f"over the default, {found['GBA']['runs']} seeds, points [95 % interval]", *KINDS]
+        seeds = f"{found['GBA']['runs']} seeds".replace("1 seeds", "1 seed")
+        heads = [f"over the default, {seeds}, points [95 % interval]", *KINDS]
         text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
     return text.rstrip("\n") + "\n"
 
@@ -249,7 +250,7 @@ def _digits(value: float) -> str:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "about_learning": (("learning",), lambda learning: f"{_about(learning)}\n"),
     "learning": (("learning",), learning_table),
-    "against": (("against", "structure", "objectives", "rates"), against_table),
+    "against": (("against", "structure", "eight", "objectives", "clips", "once", "rates"), against_table),
     "looking": (("looking",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward", "forward_families", "forward_families_medium"), forward_table),
