@@ -421,7 +421,8 @@ def _begins_another(text: str, letter: str, texts: Sequence[str]) -> bool:
     """True where the letter and the word behind it begin another of the `texts` than the letter's own begins with that
     word: "C. acnes infection" beside the option "C. acnes"."""
     found = re.match(r"[(\[]?([A-Ja-j])[)\]]?\.\s*([a-z]{3,})", text)
-    if found is None or texts[LETTERS.index(letter) :][:1] == [] or texts[LETTERS.index(letter)].startswith(found[2]):
+    place = LETTERS.index(letter)
+    if found is None or place >= len(texts) or texts[place].startswith(found[2]):
         return False
     name = re.compile(rf"{found[1].casefold()}\.\s?{found[2]}\b")
     return any(name.match(other) for other in texts)

@@ -304,8 +304,13 @@ def _answer(row: Mapping[str, Any]) -> str:
     return _text(value, "answer")
 
 
+def image_cell(row: Mapping[str, Any]) -> Any:
+    """The value of a row under `images` or `image`, the first that is not empty; [] of none."""
+    return next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
+
+
 def _images(row: Mapping[str, Any]) -> list[Any]:
-    value: Any = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
+    value = image_cell(row)
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

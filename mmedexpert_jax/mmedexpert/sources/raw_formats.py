@@ -185,7 +185,7 @@ def _plain(row: Mapping[str, Any]) -> Raw:
 
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
-    found: Any = next((row[key] for key in ("images", "image") if row.get(key) not in (None, "", [], ())), [])
+    found = forms.image_cell(row)
     found = forms.pictures(found) if isinstance(found, str) else found
     listed_images = found if isinstance(found, list) else [found]
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
