@@ -20,6 +20,7 @@ GROUND = {
     "lora",
     "answers",
     "intervals",
+    "rounding",
     "errors",
     "privacy",
     "border",

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.errors import RemoteError
+from mmedexpert_jax.rounding import round_up
 from mmedexpert_jax.runtime import processes
 
 Asker = Callable[[Sequence[str]], list[str]]
@@ -140,7 +141,7 @@ def _means(model: Any, params: dict, deltas: Any, processor: Any, texts: Sequenc
     filled = [*texts, *[""] * (BATCH - len(texts))]
     encoded = [processor.encode([{"role": "user", "content": text}]) for text in filled]
     longest = max(len(one.tokens) for one in encoded)
-    batch = processor.collate(encoded, min_length=-(-longest // 64) * 64)
+    batch = processor.collate(encoded, min_length=round_up(longest, 64))
     # of the class, which is one object: a bound method is another at every call, and would be compiled at every call
     prefill = jax.jit(type(model).prefill, static_argnums=0)
     hidden = prefill(model, params, batch, deltas).hidden.astype(jnp.float32)

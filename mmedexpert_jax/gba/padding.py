@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmedexpert_jax.processing.processor import Encoded
+from mmedexpert_jax.rounding import cdiv, round_up
 
 # What is computed over what there is, at most, as long as LEVELS suffice for it.
 TOKENS, PATCHES = 1.2, 1.3
@@ -68,7 +69,7 @@ class RowBuckets(NamedTuple):
     def of(cls, groups: Sequence[Group], devices: int, most: int) -> "RowBuckets":
         """For these micro-batches, of at most so many levels each."""
         whole = [PromptSize.together(group) for group in groups]
-        counts = [-(-size.images // devices) for size in whole]
+        counts = [cdiv(size.images, devices) for size in whole]
         real = [size.images for size in whole]
         padded = sum(one.images * one.patches for group in groups for one in group)
         waste = PATCHES**0.5  # wasted twice: in an image that is padded, and in one that only fills up
@@ -79,7 +80,7 @@ class RowBuckets(NamedTuple):
 
     def bucket(self, size: PromptSize, devices: int) -> SizeBucket:
         """The least that holds a micro-batch, which is split among so many devices."""
-        images = level(self.images, -(-size.images // devices))
+        images = level(self.images, cdiv(size.images, devices))
         return SizeBucket(level(self.tokens, size.tokens), images, level(self.patches, size.patches) if images else 0)
 
 
@@ -102,7 +103,7 @@ class StripBuckets(NamedTuple):
         whole = [PromptSize.together(group) for group in groups]
         longest = [_longest(size.each, devices) for size in whole]
         grain = max(longest) // 256 + 1  # few distinct lengths to choose among
-        longest = [-(-length // grain) * grain for length in longest]
+        longest = [round_up(length, grain) for length in longest]
         lengths = levels(longest, np.full(len(longest), devices), sum(sum(size.each) for size in whole), PATCHES, most)
         needs = [(level(lengths, length), *_rows(size, devices)) for length, size in zip(longest, whole, strict=True)]
         sizes = [bucket for length in lengths for bucket in _widths([need for need in needs if need[0] == length])]
@@ -122,7 +123,7 @@ class StripBuckets(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def deal_images(each: tuple[int, ...], devices: int) -> tuple[tuple[int, ...], ...]:
     """Numbers of the images on each device: about as many patches, and at most an equal number of images."""
-    most = -(-len(each) // devices)
+    most = cdiv(len(each), devices)
     work = np.zeros(most * devices, int)
     work[: len(each)] = each
     dealt = deal(np.arange(len(work)), work, most) if most else [np.arange(0)] * devices
@@ -201,7 +202,7 @@ def _longest(each: tuple[int, ...], devices: int) -> int:
 
 def _rows(size: PromptSize, devices: int) -> tuple[int, int]:
     """Images on a device and patches of the largest: the rows that attention has."""
-    return -(-size.images // devices), size.patches
+    return cdiv(size.images, devices), size.patches
 
 
 def _computed(size: tuple[int, int, int]) -> int:

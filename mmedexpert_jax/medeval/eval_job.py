@@ -27,6 +27,7 @@ from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
+from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime import Run, files
 
 SAMPLES = 100  # answers that a training run shows of an evaluation
@@ -167,7 +168,7 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
 def sample_rows(evaluation: Evaluation, items: Sequence[Case]) -> list[dict]:
     """Up to SAMPLES answers at even distances, with question, options and images, to be read."""
     by_id = {item.id: item for item in items}
-    stride = max(1, -(-len(evaluation.rows) // SAMPLES))
+    stride = max(1, cdiv(len(evaluation.rows), SAMPLES))
     rows = []
     for row in evaluation.rows[::stride]:
         item = by_id[row.id]

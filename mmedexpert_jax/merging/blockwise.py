@@ -37,6 +37,7 @@ from mmedexpert_jax.merging.vectors import (
     vector_of,
     widened,
 )
+from mmedexpert_jax.rounding import cdiv
 
 # Entries: of a block; of files that are counted by one call; that one of several equal magnitudes is looked for in.
 BLOCK, RUN, PIECE = 1 << 18, 1 << 20, 1 << 15
@@ -333,7 +334,7 @@ class Merge:
         self.fitted(name)
         low_rank = all(expert.is_low_rank for expert in self.experts)
         ranges = spans(self.base[name].shape, self.how(name).whole_rows)
-        step = -(-len(ranges) // REPORTED)
+        step = cdiv(len(ranges), REPORTED)
 
         def one(number: int) -> tuple[dict[str, np.ndarray], bool]:
             with np.errstate(invalid="ignore", over="ignore"):  # which every thread has of its own

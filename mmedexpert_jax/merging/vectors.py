@@ -13,6 +13,7 @@ import numpy as np
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging.arrays import matrix_product, namespace, product, rounded, total
+from mmedexpert_jax.rounding import cdiv
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -52,7 +53,7 @@ class Adapter:
         b, a = self.factors[name]
         width = a.shape[1]
         first = start // width
-        rows = matrix_product(b[first : -(-stop // width)], a, self.scale)
+        rows = matrix_product(b[first : cdiv(stop, width)], a, self.scale)
         return rows.reshape(-1)[start - first * width : stop - first * width]
 
     def sample(self, name: str, index: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import verdicts, waiting
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.report.text_tables import markdown
+from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime import Run, files, report
 
 STAGES = ("collect", "trace", "filter", "judge", "build")
@@ -167,7 +168,7 @@ class Factory:
         tally = trace_synthesis.Tally()
         for trace in every:
             trace_synthesis.count(tally, trace)
-        shown = [_sample(trace) for trace in every[:: max(1, -(-len(every) // SAMPLES))]]
+        shown = [_sample(trace) for trace in every[:: max(1, cdiv(len(every), SAMPLES))]]
         self.run.table("traces", 0, shown)
         tables = {
             "Cases left after each stage": funnel.margins(rows),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mmedexpert_jax.models import fused
+from mmedexpert_jax.rounding import cdiv
 
 MASKED = -1e30  # a score of a key that may not be seen; finite, so that a row without keys gives no NaN
 _ROWS = 1024  # queries that see all keys are attended in blocks of so many: Gemma 3's images have 4,096 patches
@@ -74,7 +75,7 @@ def attend(
     window = None if isinstance(window, int) and window >= size else window
     if window is None and images is None and fused.supported(queries):
         return fused.attend(queries, keys, values, lengths, causal=causal)
-    step = -(-size // _BLOCKS) if causal and size >= _LONG else min(size, _ROWS)
+    step = cdiv(size, _BLOCKS) if causal and size >= _LONG else min(size, _ROWS)
     parts = []
     for start in range(0, size, step):
         block = queries[:, :, start : start + step]
@@ -113,7 +114,7 @@ def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, s
     """
     batch, heads, length, width = queries.shape
     size = min(size, length)  # a window larger than the row would be padded to three windows of keys
-    count = -(-length // size)
+    count = cdiv(length, size)
     padding = count * size - length
 
     def blocks(x: Array, before: int, after: int, fill: int = 0) -> Array:

@@ -8,6 +8,8 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
+from mmedexpert_jax.rounding import cdiv, round_up
+
 MULTIPLE = 8  # of a capacity
 
 
@@ -54,9 +56,8 @@ class Packing:
 
 def capacity(needed: int, full: int, sizes: int) -> int:
     """The least of `sizes` equal steps towards `full` tokens that holds `needed`: few values, so few programs."""
-    step = max(1, -(-full // sizes))
-    rounded = max(1, -(-needed // step)) * step
-    return -(-rounded // MULTIPLE) * MULTIPLE
+    step = max(1, cdiv(full, sizes))
+    return round_up(max(step, round_up(needed, step)), MULTIPLE)
 
 
 @jax.custom_vjp

@@ -15,6 +15,7 @@ from einops import rearrange
 from jax.sharding import AxisType, Mesh
 
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime.mesh import AXES
 
 # XLA's description of a GPU. The figures are the vendor's, as openxla/xla's target_config/specs have them.
@@ -83,13 +84,13 @@ def mesh(kind: str, count: int = 1) -> Mesh:
     """
     try:
         if kind in GPUS:
-            target, hosts = _GPU.format(**GPUS[kind]), -(-count // HOST)
+            target, hosts = _GPU.format(**GPUS[kind]), cdiv(count, HOST)
             found = _topology(platform="cuda", target_config=target, topology=f"1x{hosts}x{count // hosts}")
         else:
             for name, value in _TPU.items():
                 os.environ.setdefault(name, value)
             chips = "2x2x{}" if kind == "v5p" else "2x{}"  # a torus of three axes, of two
-            rows = max(2, -(-count // (chips.count("2") * 2)))
+            rows = max(2, cdiv(count, chips.count("2") * 2))
             found = _topology(platform="tpu", topology_name=f"{kind}:{chips.format(rows)}")
     except Exception as error:  # whatever a plugin that is not there, or of another version, makes of it
         package = "jax-cuda12-plugin[with-cuda]" if kind in GPUS else "libtpu"

@@ -13,6 +13,7 @@ from mmedexpert_jax.plan import hardware
 from mmedexpert_jax.plan.architecture import architecture
 from mmedexpert_jax.plan.hardware import Devices
 from mmedexpert_jax.plan.needs import abstract_params, size
+from mmedexpert_jax.rounding import round_up
 from mmedexpert_jax.runtime.mesh import AXES, nearest, row_shards, shardings
 
 
@@ -143,7 +144,7 @@ def _batch(config: ConfigDict, fields: dict[str, int]) -> dict[str, int]:
         return {}
     parts = config.minibatches * max(1, config.micro_batch) * config.paradigms_per_query
     parts *= math.prod(fields.get(f"mesh.{axis}", config.mesh[axis]) for axis in ("data", "fsdp"))
-    return {"prompts_per_step": -(-config.prompts_per_step // parts) * parts}
+    return {"prompts_per_step": round_up(config.prompts_per_step, parts)}
 
 
 def _check_memory(config: ConfigDict, prefix: str, devices: Devices, weights: dict) -> None:

@@ -32,6 +32,7 @@ from mmedexpert_jax.models.quantised import quantise_params
 from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, stacked_name
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
+from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime.mesh import row_shards, shardings
 from mmedexpert_jax.train.optimizer import adam
 
@@ -173,7 +174,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
         gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
     if gba:
-        count = -(-split.prompts(config) // row_shards(mesh))
+        count = cdiv(split.prompts(config), row_shards(mesh))
         copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
@@ -184,7 +185,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         | _activations(config, shape, dtype, prompts, samples, devices.kind)
     )
     if config.eval.every >= 0:
-        asked = -(-config.eval.batch_size // (row_shards(mesh) if sharded else 1))
+        asked = cdiv(config.eval.batch_size, row_shards(mesh) if sharded else 1)
         sampled = _sampling(shape, dtype, config, asked, config.eval.num_samples)
         found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
 

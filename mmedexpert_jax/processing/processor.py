@@ -19,6 +19,7 @@ from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_temp
 from mmedexpert_jax.processing.images import LONGEST as LONGEST_PATH
 from mmedexpert_jax.processing.images import ImageRef, in_turn, open_image, spread
 from mmedexpert_jax.processing.patches import Grid, ImageConfig, Pictures
+from mmedexpert_jax.rounding import round_up
 
 Conversation = Sequence[Mapping[str, Any]]
 Shown = list[tuple[np.ndarray, Grid]]  # what is seen of one image: patches and grid, of families with crops several
@@ -393,11 +394,6 @@ def _layout(
         for place, i in enumerate(strip):
             slot[i], start[i] = number * slots + place, number * width + int(firsts[place])
     return slot, start
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not below `value`."""
-    return -(-value // multiple) * multiple
 
 
 def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], list[Any]]:

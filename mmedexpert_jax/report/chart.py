@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from mmedexpert_jax.report.figure import Figure
+from mmedexpert_jax.rounding import cdiv
 
 MOST = 400  # points of a line; more cannot be told apart on a screen
 Points = Sequence[tuple[float, float]]
@@ -51,7 +52,7 @@ def chart(
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:
-    stride = -(-len(points) // MOST)
+    stride = cdiv(len(points), MOST)
     return [*points[:-1:stride], points[-1]]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mmedexpert_jax.processing.processor import Encoded, round_up
+from mmedexpert_jax.processing.processor import Encoded
+from mmedexpert_jax.rounding import round_up
 
 MULTIPLE = 32  # of the padded length, so that alike sets of prompts share shapes
 WASTE = 1.3  # a shape that is there serves a group if it is at most so many times as large as needed

@@ -20,6 +20,7 @@ from mmedexpert_jax.rollout.buckets import MULTIPLE, Shape, Shapes, Size, bucket
 from mmedexpert_jax.rollout.decode import Sampling
 from mmedexpert_jax.rollout.generate import folded
 from mmedexpert_jax.rollout.pool import Ended, Pool
+from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime import costs
 from mmedexpert_jax.runtime.mesh import row_shards
 from mmedexpert_jax.runtime.threads import in_order
@@ -84,9 +85,9 @@ class Engine:
         self._mesh = mesh
         self._counted = 0.0  # moment up to which the device's time is counted
         devices = row_shards(mesh)
-        self._rows = -(-settings.batch_size // devices) * settings.num_samples
+        self._rows = cdiv(settings.batch_size, devices) * settings.num_samples
         # Prompts that are read at a time: few, so that rows are refilled soon, but enough to keep the devices busy.
-        self._block = -(-settings.batch_size // (4 * devices))
+        self._block = cdiv(settings.batch_size, 4 * devices)
         self._shapes = Shapes(self._block * devices, devices)
         self._pool: Pool | None = None
 

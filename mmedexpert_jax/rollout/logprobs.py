@@ -14,6 +14,7 @@ from mmedexpert_jax.models import Model
 from mmedexpert_jax.models.packing import MULTIPLE, Packing, capacity
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.rollout.sampling import distribution
+from mmedexpert_jax.rounding import cdiv, round_up
 
 CHUNK = 1024  # tokens, over all completions, whose logits are in memory at a time
 
@@ -129,10 +130,10 @@ def in_chunks(
     """
     *rows, size = tokens.shape
     most = max(1, chunk // math.prod(rows))
-    count = -(-size // most)
+    count = cdiv(size, most)
     if count == 1:
         return score(hidden, tokens)
-    width = min(most, -(-size // (count * MULTIPLE)) * MULTIPLE)  # 1,023 rows are no shape for a GPU's tiles
+    width = min(most, round_up(cdiv(size, count), MULTIPLE))  # 1,023 rows are no shape for a GPU's tiles
     padding = count * width - size
 
     def split(array: Array) -> Array:

@@ -28,6 +28,7 @@ from mmedexpert_jax.rollout.decode import (
     resize,
 )
 from mmedexpert_jax.rollout.widths import PATIENCE, cache_length_for, next_cache_length, sample_keys, widths
+from mmedexpert_jax.rounding import cdiv, round_up
 from mmedexpert_jax.runtime.mesh import row_shards, shard_batch
 
 CAPACITY = 128  # of prompts, in multiples of so many tokens: few programs
@@ -38,7 +39,7 @@ Ended = tuple[Any, Completions]  # a ticket, and its samples [G, ...] as arrays 
 def places(rows: int, group: int, block: int) -> int:
     """Prompts on a device with `rows` rows: those whose samples decode, and a block that waits."""
     # A group's last sample holds the prompt's place: with geometric lengths 2.7 times as long as the mean of 8.
-    return block + (rows if group == 1 else -(-3 * rows // group))
+    return block + (rows if group == 1 else cdiv(3 * rows, group))
 
 
 class Pool:
@@ -67,7 +68,7 @@ class Pool:
         length: int,
         mesh: Mesh | None = None,
     ):
-        self.capacity = -(-length // CAPACITY) * CAPACITY
+        self.capacity = round_up(length, CAPACITY)
         self._network, self._sampling, self._key = (model, params, lora), sampling, key
         self._mesh, self._devices, self.block = mesh, row_shards(mesh), block
         group = sampling.num_samples

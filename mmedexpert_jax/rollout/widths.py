@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mmedexpert_jax.rounding import cdiv
+
 SMALLEST_CACHE = 256  # tokens of the smallest caches; of 128, rows would rarely be fewer before they have to grow
 EIGHTHS = (8, 6, 4, 2, 1)  # eighths of the rows that are kept as samples end and none waits
 SHORT = 128  # tokens of samples whose tail is too short to repay more programs
@@ -22,7 +24,7 @@ def default_width() -> int:
 def widths(rows: int, size: int, served: bool = False) -> list[int]:
     """Numbers of rows that programs are compiled for, from all `rows` down; samples have up to `size` tokens."""
     kept = EIGHTHS if size > SHORT else EIGHTHS_SHORT
-    return sorted({-(-rows * eighths // 8) for eighths in (EIGHTHS_SERVED if served else kept)}, reverse=True)
+    return sorted({cdiv(rows * eighths, 8) for eighths in (EIGHTHS_SERVED if served else kept)}, reverse=True)
 
 
 def cache_length_for(length: int, size: int) -> int:

@@ -22,6 +22,7 @@ from mmedexpert_jax.config import flatten
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.report import Figure, chart, intervals, pages
 from mmedexpert_jax.report.text_tables import column_names
+from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime import costs, files, metrics, plots
 from mmedexpert_jax.runtime.hints import hints
 from mmedexpert_jax.runtime.run import read_status
@@ -313,7 +314,7 @@ def _is_numeric(values: Sequence[Any]) -> bool:
 def _browsed(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The JSON that the page's script fills the list of completions from, and a word where groups were left out."""
     groups = [list(group) for _, group in itertools.groupby(rows, lambda row: [row.get(key) for key in GROUP])]
-    stride = -(-len(rows) // MAX_ROWS) or 1
+    stride = cdiv(len(rows), MAX_ROWS) or 1
     shown = [files.plain(row) for group in groups[::stride] for row in group]
     thinned = f"{len(shown)} of {len(rows)} rows; all of them are in samples/." if stride > 1 else ""
     data = json.dumps({"filters": FILTERS, "group": GROUP, "rows": shown}, ensure_ascii=False).replace("<", "\\u003c")

@@ -13,8 +13,9 @@ from mmedexpert_jax.data import Case
 from mmedexpert_jax.data.order import batch_indices, epoch_order, steps_of
 from mmedexpert_jax.data.prompts import completion, conversation
 from mmedexpert_jax.errors import DataError, TooLong
-from mmedexpert_jax.processing.processor import Encoded, Processor, round_up
+from mmedexpert_jax.processing.processor import Encoded, Processor
 from mmedexpert_jax.rollout.logprobs import packed
+from mmedexpert_jax.rounding import round_up
 from mmedexpert_jax.runtime.threads import in_order
 from mmedexpert_jax.sft.loss import MicroBatch
 from mmedexpert_jax.train.overlong import report_dropped

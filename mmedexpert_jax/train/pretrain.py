@@ -38,6 +38,7 @@ from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.logprobs import completion_logprobs
+from mmedexpert_jax.rounding import round_up
 from mmedexpert_jax.runtime.run import Run
 from mmedexpert_jax.train import Learner, Policy, Sums
 from mmedexpert_jax.train.initial import CIRCUIT, initial_params
@@ -151,7 +152,7 @@ def model_config(shape: ConfigDict, processor: Processor) -> ModelConfig:
     """The architecture of Qwen2-VL at the recipe's size, with the ids of the processor's tokenizer."""
     ids = processor.tokenizer.get_vocab()
     text = TextConfig(
-        vocab_size=-(-len(ids) // 8) * 8,
+        vocab_size=round_up(len(ids), 8),
         hidden_size=shape.width,
         intermediate_size=shape.mlp,
         num_layers=shape.layers,
