@@ -265,16 +265,16 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
 def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
     """The one letter that a text's statements name (`statements.stated`); None where there are several or none, or
     where another option's text stands beside it."""
-    named = stated(_set_apart(text, options), LETTERS[: len(options)], remarks) or set()
+    named = stated(set_apart(text, options), LETTERS[: len(options)], remarks) or set()
     return next(iter(named)) if len(named) == 1 and not _beside_another(text, min(named), options) else None
 
 
-def _set_apart(text: str, options: Sequence[str]) -> str:
+def set_apart(text: str, options: Sequence[str]) -> str:
     """`text` with a stop between a letter and its own option's text, whose words may else deny the letter: "C非小细胞
     肺癌"."""
     for letter, option in zip(LETTERS, options, strict=False):
         if option.strip() and not (letter == "A" and option[0].isascii()):  # "A pneumonia is likely"
-            text = re.sub(rf"(?<![A-Za-z]){letter}\s?(?={re.escape(option.strip())})", f"{letter}. ", text)
+            text = re.sub(rf"(?<![A-Za-z])({letter}[)\]]?)\s?(?={re.escape(option.strip())})", r"\1. ", text)
     return text
 
 

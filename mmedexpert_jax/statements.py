@@ -1,12 +1,19 @@
 """Statements of an answer in running text: "the answer is B", "Option B is correct", "I would rule out option C".
 
-A statement is a trigger ("answer", "respuesta", a verb of choice, "it is") and a letter. It counts unless its clause
-denies it, it asks, or it hedges; statements of a final answer outweigh those of an answer, which outweigh "it is B",
-which outweighs remarks about options. What stands behind the last correction ("Wait, ...") outweighs what stood before.
+A statement is a trigger ("answer", "respuesta", a verb of choice, "it is") and a letter. Beside a noun it counts where
+all words around it are those of a statement (`statement_words.yaml`), so that a denial in any words and language is
+none; elsewhere unless its clause denies, asks or hedges. Statements of a final answer outweigh those of an answer and
+praise ("B is correct"), which outweigh "it is B", which outweighs remarks about options. What stands behind the last
+correction ("Wait, ...") outweighs what stood before.
 """
 
+import html
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmedexpert_jax import border
 
 # A long run of blanks, whose middle says only that it is there: no pattern looks further than 200 characters. Uncut, or
 # with blanks that either of two patterns could match, reading would take the square of a run's length.
@@ -14,9 +21,10 @@ _RUN = re.compile(r"(\s{128})(\s+)(\s{128})")
 
 # Characters without a glyph: joiners, marks of direction around Latin letters in Arabic, byte order marks.
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
-_STRUCK = re.compile(r"~~[^~\n]*~~|<del>[^<\n]*</del>", re.IGNORECASE)  # taken back by whoever wrote it
+_STRUCK = re.compile(r"~~[^~\n]*~~|<(del|s|strike)>[^<\n]*</\1>", re.IGNORECASE)  # taken back by whoever wrote it
+_PARAGRAPH = re.compile(r"</(?:p|div|li|tr|td|h\d)>", re.IGNORECASE)
 _DECORATION = re.compile(
-    r"</?(?:b|i|strong|em|code|p)>|[*`$\"“”«»「」『』【】]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
+    r"</?(?:b|i|u|strong|em|code|p|span|div|font|mark)(?:\s[^<>\n]{0,100})?>|[*`$\"“”«»「」『』【】]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
 )
 # as some prompts ask for
 _ELEMENT = re.compile(
@@ -32,7 +40,7 @@ _CONTRAST = re.compile(
     # the letter that is denied
     r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+"
     # "but", or a comma before "is" or "it"
-    r"(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而是\s*)|,(?=\s*(?:is|it)\b))"
+    r"(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而?是\s*)|,(?=\s*(?:is|it)\b))"
     # "B, not it, C": Japanese, Korean
     r"|(?:選択肢)?[(\[]?[A-J][)\]]?\s*+(?:(?:では|じゃ)なく(?:て)?|(?:가|이)?\s*아니라)[、,]?(?=\s*+(?:選択肢)?[(\[]?[A-J])"
 )
@@ -101,9 +109,12 @@ _SAYS = (
 _LINK = (
     # a remark in brackets before a colon, an aside between commas, then colons and arrows
     r"(?:\s*+[(\[][^()\[\]\n]{1,30}[)\]](?=\s*[:=]))?"
-    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
+    r"(?:,[^,.;:?!\n]{1,40},)?(?:\s+(?:among|of|from|for|in)\s+(?:the|this|these|our|all)(?:\s+[\w-]+){1,3}(?=\s+(?:is|would|must)\b))?"
+    r"(?:\s*+(?:[:=]|->|=>|→|[-–—](?=\s))){0,6}\s*+"
     # "is", "must be", "here"
-    r"(?:(?i:is|would\s+be|should\s+be|must\s+be|will\s+be|remains|choice|letter|option|here)\b\s*+(?:[:=]\s*+)?"
+    r"(?:(?i:is|would|should|must|will|has\s+to|(?:appears|seems|turns\s+out)\s+to|to\s+be|be|remains|choice|letter|option|here"
+    r"|actually|indeed|still|obviously|simply|only|also|just|therefore|thus|then|donc|quindi|dunque|somit|entonces|logo"
+    r"|portanto)\b\s*+(?:[:=]\s*+)?"
     r"|can\s+only\s+be\s+|none\s+other\s+than\s+"
     # "es la opción", "ist", "è la lettera"
     r"|(?:es|est|ist|lautet|è|é)(?:\s*+[:=]\s*+|\s+)(?:(?:la|le|a|die|l')\s+)?"
@@ -119,17 +130,17 @@ _ABROAD = unicodedata.normalize(
     "NFKC",
     r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?"
     r"|risposta(?:\s+(?:corretta|esatta|finale))?|resposta(?:\s+(?:correta|certa|final))?"
-    r"|antwort|(?:die\s+richtige\s+)?lösung|richtig(?=\s+ist)|ответ|antwoord|odpowiedź(?:\s+to)?|odpověď"
+    r"|antwort|(?:die\s+richtige\s+)?lösung|richtig(?=\s+ist)|ответ(?:ом\s+является)?|antwoord|odpowiedź(?:\s+to)?|odpověď"
     r"|svar(?:et)?(?:\s+(?:är|er))?|(?:cevap|yanıt)|jawaban(?:nya)?(?:\s+(?:yang\s+benar|adalah)){0,2}"
-    r"|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
+    r"|gabarito|chọn(?:\s+đáp\s+án)?|(?<!la\s)letra|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
     # Arabic, Persian, Hebrew, Hindi, Thai: the noun, an adjective, "is"
     r"|(?:الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ)\s*"
     r"(?:(?:الصحيحة|الصحيح|النهائية|صحیح|הנכונה|ที่ถูกต้อง)\s*)?(?:هي|هو|היא|है|คือ)?\s*"
     # Chinese, Japanese, Korean: the noun, "is", "option"
-    r"|(?:答案|答え|解答|回答|正解|正确的?选项|正確的?選項|最も(?:適切|可能性が高い)[なの](?:選択肢|診断|もの|の)?|정답|(?<!오)답|선택)"
+    r"|(?:答案|答え|解答|回答|正解|正答|答(?=[:：])|诊断|診斷|最(?:可能|合适|合適|符合|恰当)的(?:选项|選項)?|가장\s*(?:적절한|가능성이\s*높은)\s*(?:것|진단|선택지?)|正确的?选项|正確的?選項|最も(?:適切|可能性が高い)[なの](?:選択肢|診断|もの|の)?|정답|(?<!오)답|선택)"
     r"\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項|選択肢)?\s*+"
     # Chinese verbs of choice, not denied
-    r"|(?<![不别勿非])(?<!不[能应可会要宜该])(?:应选|故选|选择|选|應選|故選|選擇|選)\s*+[:：]?\s*+(?:选项)?\s*+"
+    r"|(?<![不别勿非])(?<!不[能应可会要宜该])(?:应[选是为]|应该[选是]|故选|选择|选|應選|故選|選擇|選)[是为]?\s*+[:：]?\s*+(?:选项)?\s*+"
     # "la opción correcta", "I choose"
     r"|(?i:(?:opción|alternativa|opção|opzione|option)\s+(?:correct[ae]|correta|corretta|esatta)"
     r"|(?:правильн|верн)\w{2,3}\s+вариант"
@@ -137,13 +148,13 @@ _ABROAD = unicodedata.normalize(
     r"(?i:(?:opción|opção|opzione|option|antwort|réponse|letra|lettre|lettera|вариант)\s+)?",
 )
 _FINAL = re.compile(
-    r"\b(?:(?i:(?:final|revised|updated|corrected)[\s_-]+(?:answer|choice)|correction)|最终答案)(?i:\s+(?:is|:))?"
+    r"\b(?:(?i:(?:final|revised|updated|corrected|new)[\s_-]+(?:answer|choice)|final(?=\s*:)|correction)|最终答案)(?i:\s+(?:is|:))?"
     rf"{_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
 )
 _ANSWER = re.compile(
     # "the answer to this question", keys of JSON
-    r"(?:\b(?i:answers?\s+(?:to|for)\s+(?:this|the)\s+(?:question|case|problem)"
+    r"(?:\b(?i:answers?\s+(?:to|for)\s+(?:this|the)(?:\s+(?:question|case|problem))?"
     r"|answers?(?:_(?:choice|letter|option|key))?|correct_(?:answer|choice|option)"
     r"|selected(?:_(?:answer|choice|option))?(?=:)"
     # "my choice", "the best option", "pick: "
@@ -151,7 +162,7 @@ _ANSWER = re.compile(
     r"|(?:my|our)\s+(?:selection|decision|vote|(?:best\s+)?guess)|best\s+guess"
     r"|(?:^|(?<=[\n{]))letter"
     # "I would choose", "you should go with"
-    r"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?"
+    r"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?(?:\s+now)?"
     r"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
@@ -161,24 +172,59 @@ _NOUNS = unicodedata.normalize(
     r"(?:answers?|ans\.?|choices?|(?:correct|best|right)\s+(?:option|letter)|selection|decision|vote|guess"
     r"|respuesta|réponse|risposta|resposta|antwort|lösung|ответ|antwoord|odpowiedź|odpověď|svar(?:et)?|cevap|yanıt"
     r"|jawaban(?:nya)?|đáp\s+án|απάντηση|الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ"
-    r"|答案|答え|解答|回答|正解|正确的?选项|正確的?選項|정답|답|선택|opción|alternativa|opção|opzione)",
+    r"|答案|答え|解答|回答|正解|正确的?选项|正確的?選項|정답|답|선택|opción|alternativa|opção|opzione|letra)",
 )
-# A noun and a letter without a link: "Answer B", "la réponse correcte (B".
-_BARE = re.compile(
-    rf"(?:\w+[\s_-]+){{0,3}}{_NOUNS}(?:\s+(?:option|choice|letter|correct[aeo]?|corretta|certa|final[e]?))?[\s(\[{{]*",
+
+
+def _any_of(lists: Mapping[str, str]) -> str:
+    """A pattern of one of the words of some languages; those of "joined" also within others."""
+
+    def either(words: str) -> str:
+        whole = sorted({word.strip() for word in words.split(",")}, key=len, reverse=True)
+        return "|".join(r"\s+".join(map(re.escape, word.split())) for word in whole)
+
+    apart = ",".join(words for language, words in lists.items() if language != "joined")
+    return unicodedata.normalize("NFKC", rf"(?:(?<!\w)(?:{either(apart)})(?!\w)|{either(lists['joined'])})")
+
+
+_BEFORE, _BEHIND, _SUPPOSED = map(_any_of, border.read_yaml(Path(__file__).with_name("statement_words.yaml")).values())
+# What may stand before the noun, from the beginning of its clause: known words, another label, and a ground that ends
+# with an article ("Given the fever the").
+_KNOWN = re.compile(
+    rf"(?:\W|{_BEFORE})*?(?:(?:based\s+on|given|considering|judging|because|since|as|due\s+to|after|from|with"
+    rf"|(?:in|for)\s+(?:the|this))\s[^.;:!?\n]{{1,200}}?\s(?:the|my|our)(?!\w))?"
+    rf"(?:\W|{_BEFORE}|(?<!\w)[A-J](?!\w))*+",
     re.IGNORECASE,
 )
-# What makes such a pair a statement: the end of its clause, or praise; else it is a remark, "Answer B describes gout".
+# A condition, but for "if I had to choose".
+_CONDITION = re.compile(rf"(?:\W|{_BEFORE})*?(?!if\s+(?:i|we|you|forced|pressed|asked)\b){_SUPPOSED}", re.IGNORECASE)
+# Behind which an option's text may follow the letter, in any words.
+_LINKED = re.compile(r"[:：]\s*[(\[]?\Z|[是为為]\s*\Z")
+# What may stand behind a letter that is stated: the end of its clause, praise, a reason; else it is remarked on
+# ("Answer B describes gout") or denied.
 _STATES = re.compile(
-    r"[\s)\]}]*(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*-]|です|である|だ|입니다|이다|है|است"
-    r"|(?i:because|since|as|due|for|based|given|and|or|but|not|rather|which|that)\b"
+    r"[ \t)\]}]*(?:(?:项|項|选项|選項|번)?(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*<#-])|(?=[A-ZÀ-Þ][a-zß-ÿ])"
     r"|(?i:is|are|was|would\s+be|must\s+be|should\s+be|seems|appears(?:\s+to\s+be)?|remains|represents)\s+"
     r"(?i:clearly\s+|also\s+|therefore\s+|definitely\s+)?(?i:the|my|our|an?)?\s*(?i:single\s+|only\s+|very\s+)?"
     r"(?i:correct|right|true|best|most|answer|choice|preferred|appropriate|likely|one)\b"
     r"|(?i:best|fits|matches|aligns|explains(?!\s+(?:only|some|few|part|just)))\b"
     r"|(?i:es|est|ist|è|é|är|jest|είναι|adalah|là)\s+(?i:la|le|die|a|o|il)?\s*(?i:más|plus|più|mais|am|wahrscheinlichste"
     r"|richtig|korrekt|corr|bonne|juste|giusta|certa|exacta|rätt|poprawn|prawidłow|właściw|σωστ|đúng)"
-    r"|(?i:верн|правильн|benar|đúng)|正确|正確|正しい|最)",
+    rf"|(?i:richtig|korrekt|correct[ae]?\b|верн|правильн|benar|đúng)|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)(?i:{_BEHIND}))",
+    re.MULTILINE,
+)
+# Behind praise: what is praised, and the end of the clause or a reason.
+_PRAISE_ENDS = re.compile(
+    rf"(?:[\s_-]++(?:{_NOUNS}|one|diagnosis|treatment|management|test|step|cause|finding|explanation|statement|here"
+    r"|and|the|most|best|only|single|likely|appropriate|correct))*+"
+    rf"[ \t)\]}}]*(?:$|[.,;:!?。，；：、()\[\]{{}}/|–—=→*<#-]|[A-J]\s*[✗✘❌✖☒]|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)"
+    rf"(?i:{_BEHIND}))",
+    re.IGNORECASE | re.MULTILINE,
+)
+# "A is correct. The exception is B."
+_EXCEPTION = re.compile(
+    r"(?:\b(?i:exception|odd\s+one(?:\s+out)?|(?:false|incorrect|wrong|untrue|inaccurate)\s+(?:statement|option|one|answer|choice))"
+    rf"|错误的?|不正确的?|不符合的?|誤り)\s*(?:(?i:is|:)|是|为|は)\s*(?:(?i:option|statement)\s+)?{_LABEL}(?P<more>)",
     re.MULTILINE,
 )
 _YES = r"(?:[✓✔✅☑]|(?i:yes)(?=\s*(?:$|[.,;|\n])))"
@@ -188,12 +234,14 @@ _PRAISED = re.compile(
     r"(?:[(\[]?(?P<before>[A-J])[)\]]?\s*(?:/|&|\b(?i:or|and)\b)\s*)?"
     rf"[(\[]?(?P<letter>[A-J])[)\]]?{_MORE}(?:"
     # "is clearly correct", "is my final answer"
-    r"\s*+(?:is|:)\s+(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+likely|most\s+appropriate)\b"
+    r"\s*+(?:is|:|(?:seems|appears)(?:\s+to\s+be)?|(?:must|would|should)\s+be)\s+(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+(?:likely|probable|appropriate|suitable|consistent))\b"
     r"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)"
+    # "making B the correct answer"
+    r"|\s+the\s+(?:correct|best|right|most\s+likely)\s+(?:answer|choice|option|diagnosis)\b"
     # "B: yes", "B ✓"
     rf"|[ \t]*+[:-]?[ \t]*+{_YES}"
     # Chinese and Japanese, then European languages
-    r"|\s*+(?:选项|選項)?\s*+(?:是|为|為|が|は)?\s*+(?:正确|正確|正解|最も適切|正しい)"
+    r"|\s*+(?:选项|選項|项|項)?\s*+(?:是|为|為|が|は)?\s*+(?:正确|正確|正解|最も適切|正しい)|を(?:選択|選[びぶん])|\s*(?:가|이)\s*정답"
     r"|\s+(?:es|est|ist|è|é)\s+"
     r"(?i:(?:la\s+|le\s+|die\s+|a\s+)?(?:richtig|korrekt|correct[aeo]?\b|bonne\b|juste\b|corrett[ao]|corret[ao]))"
     # "B it is."
@@ -212,7 +260,7 @@ _MARKED = re.compile(
 _LOOSE = re.compile(
     # "it is B", "by elimination, B", "the diagnosis is B"
     r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
-    r"|most\s+consistent\s+with|by\s+elimination,?"
+    r"|most\s+consistent\s+with|points?\s+to|by\s+elimination,?"
     r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
     # at the beginning of a clause: "so B", "=> B", "select B"
     r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*+(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
@@ -224,27 +272,27 @@ _LOOSE = re.compile(
     # "only B remains", "Diagnosis: asthma (B)", "B, because" and "B!" as a beginning
     r"|\b(?i:only)\s+(?P<only>[A-J])\s+(?i:remains|is\s+left|fits)\b"
     r"|\b(?i:diagnosis|answer|cause|treatment)\b:?[^.;:?!\n()]{0,60}\((?P<named>[A-J])\)"
-    r"|\A\s*\(?(?P<first>[A-J])[).:]?,?\s+(?:because|since|due\s+to|given|based\s+on)\b"
+    r"|\A\s*\(?(?P<first>[A-J])[).:]?,?\s*+(?:(?:because|since|due\s+to|given|based\s+on|not|rather\s+than)\b|因为|因為|由于|由於|なぜなら)"
     r"|\A\s*\(?(?P<alone>[A-J])\)?!+\s*\Z",
     re.MULTILINE,
 )
 _OPTION = re.compile(
     rf"\b(?i:option|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
 )
-_WEIGHTY = ((_FINAL,), (_ANSWER, _PRAISED, _TICKED, _MARKED), (_LOOSE,))
-_REMARKS = (_OPTION, _ANSWER)
-_TIERS = (*_WEIGHTY, _REMARKS)
+_PRAISES = (_PRAISED, _TICKED, _MARKED)
+_WEIGHTY = ((_FINAL,), (_ANSWER, *_PRAISES), (_LOOSE,))
+_TIERS = (*_WEIGHTY, (_OPTION, _ANSWER))  # remarks last
 _LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
     # at the beginning of a clause, behind "oh", "but no"
     r"(?:^|(?<=[.!?;:,\n—–(-])|(?<=[.!?;:,—–-]\s)|(?<=[。，；！？]))"
     r"(?:(?i:(?:(?:oh|but|and|or|no|nein|non)\b[,.]?\s+){0,3}"
     # "wait", "my mistake", "on second thought", "let me reconsider"
-    r"(?:wait|hmm+|no(?=,)|actually|sorry|apologies|my\s+mistake|i\s+mean|rather(?!\s+than)|edit(?=:)"
+    r"(?:wait|hmm+|oops|whoops|no(?=[,.!])|i\s+disagree(?=\s?[.,:;])|actually|sorry|apologies|my\s+mistake|i\s+mean|rather(?!\s+than)|edit(?=:)"
     r"|(?:up)?on\s+(?:second\s+thoughts?|reconsideration)|looking\s+again|correction|(?:scratch|strike)\s+that"
     r"|(?:i\s+)?(?:change|revise)d?\s+my\s+(?:answer|choice|mind)\s+to"
     r"|i\s+(?:was\s+(?:wrong|mistaken)|made\s+(?:a\s+mistake|an\s+error)|misread|misspoke)"
-    r"|let\s+me\s+(?:correct|reconsider|revise|rethink)"
+    r"|let\s+me\s+(?:correct(?:\s+myself)?|reconsider|revise|rethink)"
     # the same in other languages
     r"|perdón|espera|corrección|mejor\s+dicho|más\s+bien|nein(?=,)|moment|korrektur|besser\s+gesagt|non(?=,)"
     r"|attendez|pardon|plutôt|anzi|aliás|нет(?=,)|вернее|точнее)\b)"
@@ -262,7 +310,12 @@ _CORRECTED = re.compile(
     rf"(?=\s*(?:$|[.,;!()\n。，；])|[{_CJK}]|\s+(?i:actually|instead|fits|is\s+better)\b)",
 )
 
-_CLAUSE = re.compile(r"[.:;!?\n,。،؟]|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas)\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[.:;!?\n,。،؟]|(?<=\s)(?=(?-i:The|My|Our|Final)\s)"
+    r"|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas)\b",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"[.;!?\n。؟]")
 _DENIED_BEFORE = re.compile(
     # "not", "neither"; "no" but for "no doubt"
     r"\b(?:not|never|cannot|neither|nor|no(?!\s+(?:doubt|question))|(?-i:pas)|(?<!at )least|mistake\s+(?:is|would)"
@@ -272,83 +325,47 @@ _DENIED_BEFORE = re.compile(
     r"|unlikely|incorrect|wrong|false|except|rather\s+than|instead\s+of|(?<!none )other\s+than"
     r"|unlike|against|dismiss\w*|disregard\w*"
     r"|(?<!no )(?<!without )(?<!without a )(?<!without any )(?<!beyond )(?<!beyond a )doubt(?:s|ful)?"
-    # other languages; what others say
-    r"|ليست?|لا|לא|không\s+phải"
-    r"|students\s+(?:often|usually|commonly|may|would|tend)|most\s+(?:students|people|candidates|examinees)"
-    # of another than who answers, or of another rank: "the student's answer", "the second best answer"
-    r"|(?:students?(?:['’]s?)?(?:\s+(?:final|given))?"
-    r"|(?:second|third)(?:[\s-]+(?:best|most\s+likely))?|next\s+most\s+likely|alternative|distractor|runner-up)"
-    r"\s+(?:answer|choice|option|guess|pick|selection)"
+    # what others say
+    r"|students|next\s+most\s+likely|most\s+(?:people|candidates|examinees)"
     r"|(?:some|many)\s+(?:say|think|believe|claim|would)|(?:you|one)(?:['’]d|\s+would)\s+think)\b"
     r"|n['’]t\b",
     re.IGNORECASE,
 )
 _HEDGED = re.compile(r"\b(?:might|may|could|either|possibly|perhaps|unsure|uncertain|whether|if)\b", re.IGNORECASE)
+# What denies it behind a comma, a colon, a dash or in brackets, where any words may stand.
 _DENIED_AFTER = re.compile(
     # the end of the letter's brackets, an aside in brackets, a colon or dash
-    r"(?:\s*+[)\]])?(?:\s++\([^)]*\))?\s*+(?:[:–—-]\s*+)?"
+    r"(?:\s*+[)\]])?(?:\s++\([^)]*\))?\s*+(?:[:–—(-]\s*+)?"
     # "is clearly"
     r"(?:(?:is|are|was|were|can\s+be|could\s+be|should\s+be|has\s+been|would\s+be|seems|es|est|está|ist|è|é)\s+)?"
     r"(?:(?:clearly|also|therefore|definitely|simply|just|probably)\s+)*"
-    # "not", but for "not B"; crosses; "wrong", "less likely", "inconsistent", "ruled out"
+    # "not", but for "not B"; crosses; "wrong", "less likely"
     r"(?:not\b(?!\s+[(\[]?[A-J]\b)|isn['’]t|n['’]t|no(?=\s*(?:$|[.,;:|\n]))|[✗✘❌✖☒]|wrong|incorrect|false\b"
-    r"|unlikely|less\s+(?:likely|probable|plausible|consistent|typical|suitable|appropriate)"
-    r"|im(?:plausible|probable|possible)"
-    r"|(?:is|are|seems|looks|sounds|would\s+be|could\s+be)\s+(?:(?:only|too|very|rather|quite|clearly|perhaps|certainly)\s+){0,2}"
-    r"(?:a\s+(?:trap|distractor|decoy|common\s+mistake)|tempting|dangerous|outdated|obsolete|premature|risky|unsafe|harmful"
-    r"|misleading|irrelevant|insufficient|inadequate|unnecessary|(?:to\s+be\s+)?(?:avoided|excluded|rejected)"
-    r"|(?:partly|partially|half)\b)"
-    r"|(?:should|must)\s+be\s+(?:avoided|excluded|rejected|discarded)"
-    r"|would\s+(?:harm|worsen|delay|not)\b|explains?\s+(?:only|just|some|few|part)\b"
-    r"|in(?:consistent|compatible|appropriate)|contraindicated|refuted|dismissed|discarded|rejected|contradicted"
-    r"|considered\s+(?:and|but)|do(?:es)?\s+not|do(?:es)?n['’]t|makes?\s+no|fails?\b|lacks?"
+    r"|unlikely|less\s+\w+|im(?:plausible|probable|possible)|ruled\s+out|excluded|eliminated|a\s+distractor|cannot|can['’]t"
     # a condition: "only if", "unless"
     r"|,?\s*(?:only\s+(?:if|when)|unless|were\s+it\s+not|if\s+not\s+for|had\s+it\s+not|provided\s+that|assuming|if(?!\s+(?:i|we|you)\b))\b"
-    r"|no\s+es\b|n['’]est\b|non\s+è|não\b|не\b"
     # a clause that takes it back: ", but that's a trap", ", which is wrong"
     r"|,\s*but\s+(?:that|this|it)(?:['’]s|\s+is)\s+"
     r"(?:a\s+trap|wrong|incorrect|not\s+(?:correct|right|true|the\s+(?:answer|best))\b)"
-    r"|ruled\s+out|excluded|eliminated|,\s*which\s+is\s+(?:wrong|incorrect|not|false)|a\s+distractor|cannot"
-    r"|can['’]t|out\b"
+    r"|,\s*which\s+is\s+(?:wrong|incorrect|not|false)"
     # other languages
-    r"|falsch|nicht|неверн|では(?:ない|ありません)|じゃない"
-    r"|(?:가|이|는|은)?\s*아[니닌닙]|不对|不正确|错|scheidet\s+aus|entfällt|değil|नहीं|không|niet\b"
-    r"|خطأ|غير|ليست?|שגויה?|לא|ผิด|ไม่|sai\b|yanlış|fauss?e?\b|fals[ao]|errad|sbagliat|fout\b|błędn"
-    # German, Dutch, Swedish, Danish
-    r"|(?:trifft|stimmt|passt|kommt)\s+nicht\b|kann\s+(?:ausgeschlossen|verworfen)|wäre\s+falsch"
-    r"|(?:ist\s+)?(?:unwahrscheinlich|ausgeschlossen|unpassend|ungeeignet|unzutreffend)"
-    r"|klopt\s+niet|is\s+(?:onjuist|onwaarschijnlijk)|(?:är\s+)?(?:fel\b|felaktig|osannolik)|(?:stämmer|passar)\s+inte|inte\b"
-    r"|er\s+(?:forkert|feil)|passer\s+ikke"
-    # French, Spanish, Italian, Portuguese
-    r"|(?:est\s+)?(?:à\s+(?:écarter|exclure|rejeter)|peu\s+probable|exclue?\b|inexacte?)|ne\s+(?:convient|correspond|peut|va)\b"
-    r"|(?:queda|está)\s+(?:descartad|excluid)|se\s+(?:descarta|excluye)|no\s+(?:puede|corresponde|encaja|explica)\b"
-    r"|(?:es\s+)?(?:poco\s+(?:probab|prováv)|errónea|inadecuada)|va\s+(?:esclusa|scartata)|(?:è\s+)?(?:esclus|errat|scorrett)"
-    r"|(?:pouco\s+)?improváve|(?:deve|pode)\s+ser\s+(?:descartad|excluíd)|pouco\s+prováve"
-    # Russian, Polish, Turkish, Indonesian, Greek, Vietnamese, Hindi
-    r"|исключ|неправильн|маловероят|ошибочн|невозмож|(?:jest\s+)?(?:nieprawidłow|niepoprawn|mało\s+prawdopodobn)|odpada|nie\b"
-    r"|olamaz|salah(?!\s+satu)|tidak|keliru|kurang\s+tepat|(?:είναι\s+)?(?:λάθος|λανθασμέν|εσφαλμέν)|δεν\b|(?:bị\s+)?loại|गलत"
-    # Persian, Arabic
-    r"|نیست|نمی|نادرست|غلط|اشتباه|خاط|مستبعد"
-    # Chinese, Japanese, Korean
-    r"|(?:选项|選項)?(?:也|则|并|就|应该?|應該?|应当|可以?|被)*(?:不(?=是|对|對|正[确確]|符|成立|选|選|能|可(?!逆|切|分|避|触|控)|[应應该該]|合[适適]|恰当|考虑|支持|准确)|排除|有误|有誤|错误|錯誤|非)"
-    r"|(?:は|が)?\s*(?:不適|誤り|誤って|間違|違う|不正解|除外)|では(?:ない|なく|ありません|ありえ|あり得)|じゃ(?:ない|なく)"
-    r"|とは(?:言え|いえ|限ら)|でも(?:\s*[A-J]\s*でも)?(?:ない|ありません)"
-    r"|(?:는|은|가|이)?\s*(?:틀[렸린리]|옳지|맞지|적절하지|부적절)|일\s*(?:수|리)(?:는|가)?\s*없)",
+    r"|falsch|nicht|неверн|неправ|incorre[ct]|fauss?e?\b|fals[ao]|errad|sbagliat|fout\b|błędn|yanlış|salah(?!\s+satu)|tidak|sai\b"
+    r"|गलत|नहीं|خطأ|غلط|نادرست|שגוי|ผิด|ไม่|不对|不正确|错|錯|誤り|間違|では(?:ない|ありません)|じゃない|틀|아[니닌닙])",
     re.IGNORECASE,
 )
-# "A: 20 %, B: 60 %": shares of several, of which none is stated.
+# "A: 20 %, B: 60 %", "A (low), B (high)", "A in adults, B in children": shares or cases of several, none stated.
+_SHARE = (
+    r"(?:[)\]]?\s{0,2}[:=–—-]{1,2}\s{0,2}\d[\d./]{0,8}\s?%?"
+    r"|[)\]]?\s{0,2}\(\s?(?:\d[\d./]{0,8}\s?%?|(?:(?:very|most|more|less)\s+)?(?:un)?(?:likely|probable|possible|low|high|medium))\s?\)"
+    r"|\s(?:in|for|if|when)\s[^,;.\n]{1,40}?)"
+)
 _SHARES = re.compile(
-    r"[)\]]?\s{0,2}[:=(–—-]{0,2}\s{0,2}\d{1,3}(?:\.\d+)?\s?%\)?[\s,;|]{1,4}(?:(?:and|or)\s+)?"
-    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s{0,2}[:=(–—-]{1,2}\s{0,2}\d{1,3}(?:\.\d+)?\s?%",
-    re.IGNORECASE,
+    rf"{_SHARE}[\s,;|]{{1,4}}(?:(?:and|or)\s+)?(?:option\s+|P(?=\())?[(\[]?[A-J][)\]]?{_SHARE}", re.IGNORECASE
 )
 _EXAMPLE = re.compile(
     r"(?:\be\.?\s?g\.|\b(?:for\s+(?:example|instance)|such\s+as|(?:in|of|with)\s+the\s+form(?:at)?(?:\s+of)?))[,:]?\s{0,2}\Z",
     re.IGNORECASE,
 )
-# "If ..., it would be": a clause with a condition before it, unless the one who answers would choose.
-_SUPPOSED = re.compile(r"(?:\bif|(?:^|[.;\n]\s*)(?:had|were))\b[^.;\n]*,[^,.;\n]*\Z", re.IGNORECASE)
-_WOULD = re.compile(r"(?<!\bi )(?<!\bwe )\bwould\b", re.IGNORECASE)
 _ASKED = re.compile(r"\s*+[)\]]?\s*+[?？؟]")
 
 
@@ -380,14 +397,17 @@ def opening(text: str) -> tuple[str, str] | None:
     return (found[1], said) if said else None
 
 
+_BREAK = re.compile(r"<br\s{0,4}/?>", re.IGNORECASE)
 # "10⁹" and "1½", which NFKC alone makes "109" and "11/2".
 _RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
 _FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
 
 
 def readable(text: str) -> str:
-    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), and of a
-    long run of blanks its ends and, between them, each kind once. A power stays one ("10^9")."""
+    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC) and of
+    HTML's entities and breaks, and of a long run of blanks its ends and, between them, each kind once. A power stays
+    one ("10^9")."""
+    text = _BREAK.sub("\n", html.unescape(text)) if "&" in text or "<" in text else text
     text = _FRACTION.sub(" ", _RAISED.sub("^", text))
     return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
 
@@ -398,8 +418,9 @@ def _cut(text: str) -> str:
 
 
 def _undecorated(text: str) -> str:
-    """`text` without what is struck and without marks, between which blanks may have stood."""
-    return _cut(_DECORATION.sub("", _STRUCK.sub("", text)))
+    """`text` without what is struck and without marks, between which blanks may have stood; ends of paragraphs are line
+    breaks."""
+    return _cut(_DECORATION.sub("", _PARAGRAPH.sub("\n", _STRUCK.sub("", text))))
 
 
 def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
@@ -413,7 +434,7 @@ def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
     Returns:
         The letters; more than one where statements differ or one names several. None where nothing is stated.
     """
-    plain = _undecorated(_ELEMENT.sub(lambda tag: f" {_named(tag)}: ", _told(readable(text))))
+    plain = _undecorated(_ELEMENT.sub(_named, _told(readable(text))))
     plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
     return _corrected(plain, letters) or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
 
@@ -431,7 +452,8 @@ def _corrected(text: str, letters: str) -> set[str] | None:
 
 # "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
 _TEXT = re.compile(
-    r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)\s*(?:is|would\s+be|must\s+be|:|=)\s*(?:(?:clearly|most\s+"
+    r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)(?:\s+(?:in|for|of)\s+(?:this|the|our)(?:\s+\w+){1,2})?"
+    r"\s*(?:(?:is|would\s+be|must\s+be)\s*:?|:|=)\s*(?:(?:clearly|most\s+"
     r"likely|likely|therefore|thus)\s+)?)"
     r"|\b(?i:(?:respuesta|resposta|risposta|réponse|antwort|diagnóstico|diagnostic|diagnose|diagnosi|ответ|диагноз)"
     r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s*:?\s|[:—–-]))\s*"
@@ -439,7 +461,11 @@ _TEXT = re.compile(
     r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
     r"(?P<text>[^\n;!?。]{2,200}?)(?=(?<!\b[A-Z])\.(?:\s|$)"
     # the stop of an initial, "C. acnes", ends nothing
-    r"|\.(?:\s+[^a-z\s]|\s*$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|porque|car|weil|da)\b|$)"
+    r"|\.(?:\s+[^a-z\s]|\s*$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|not|rather|porque|car|weil|da)\b|$)"
+    # "Asthma is the most likely diagnosis."
+    r"|(?:^|(?<=[.!?\n]\s)|(?<=\n))(?P<text_before>[^\n.;!?:,]{2,120}?)\s+is\s+(?:therefore\s+|clearly\s+)?the\s+"
+    r"(?:(?:single\s+)?(?:most\s+likely|correct|best|right|final)\s+)(?:diagnosis|answer|option|choice|explanation)\b",
+    re.MULTILINE,
 )
 
 
@@ -460,59 +486,96 @@ def _told(text: str) -> str:
 
 
 def _named(element: re.Match[str]) -> str:
-    """The words that an element stands for: "final answer" for <final>."""
+    """The words that a tag stands for: "final answer: " for <final>, the end of a clause for </final>."""
     name = element[1] or element[2]
-    return "final answer" if name.lower() == "final" else name
+    if "/" in element[0]:
+        return ". "
+    return " final answer: " if name.lower() == "final" else f" {name}: "
 
 
 def stated_texts(text: str) -> list[str]:
     """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
     plain = _undecorated(readable(text))
-    found = [
-        match
-        for match in _TEXT.finditer(plain)
-        if not _withdrawn(plain, match, "text") and not _SHARES.match(plain, match.start("text") + 1)
-    ]
-    return [match["text"].strip() for match in found if match["final"] or not any(one["final"] for one in found)]
+    found = []
+    for match in _TEXT.finditer(plain):
+        name = match.lastgroup if match.lastgroup == "text_before" else "text"
+        shared = _SHARES.match(plain, match.start(name) + 1)
+        if not shared and _is_known(plain, match, name, _TEXT) and not _withdrawn(plain, match, name):
+            found.append((match["final"], match[name].strip()))
+    return [said for final, said in found if final or not any(one for one, _ in found)]
 
 
 def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...], ...]) -> set[str] | None:
-    """Letters that stand in the first tier of patterns that finds any."""
+    """Letters that stand in the first tier of patterns that finds any.
+
+    Of a question for the exception, praise of others denies nothing: "A is correct. C is correct. Answer: B."
+    """
     for tier in tiers:
-        found: set[str] = set()
-        for pattern in tier:
-            for match in pattern.finditer(text):
-                name = match.lastgroup if match.lastgroup in _LETTERS else "letter"
-                remark = tier is not _REMARKS and pattern in (_FINAL, _ANSWER) and _is_remark(text, match)
-                if not remark and not _withdrawn(text, match, name):
-                    groups = match.groupdict()
-                    others = f"{groups.get('before') or ''} {groups.get('more') or ''}"
-                    found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", others)}
-        if found := found & set(letters):
+        found = _letters(text, letters, [pattern for pattern in tier if pattern not in _PRAISES])
+        praised = _letters(text, letters, [pattern for pattern in tier if pattern in _PRAISES])
+        if praised and not found:
+            found = _letters(text, letters, (_EXCEPTION,))
+        if found and not found & praised and len(praised) + (_EXCEPTION.search(text) is not None) > 1:
             return found
+        if found or praised:
+            return found | praised
     return None
 
 
-def _is_remark(text: str, match: re.Match[str]) -> bool:
-    """True where a noun and a letter stand without a link, and what follows is neither the end of the clause nor
-    praise."""
-    head = text[match.start() : match.start("letter")]
-    return len(head) < 64 and _BARE.fullmatch(head) is not None and _STATES.match(text, match.end()) is None
+def _letters(text: str, letters: str, patterns: Sequence[re.Pattern[str]]) -> set[str]:
+    """Letters that the statements of some patterns give."""
+    found: set[str] = set()
+    for pattern in patterns:
+        for match in pattern.finditer(text):
+            name = match.lastgroup if match.lastgroup in _LETTERS else "letter"
+            denied = pattern is not _EXCEPTION and _withdrawn(text, match, name)
+            if not denied and _is_known(text, match, name, pattern):
+                groups = match.groupdict()
+                others = f"{groups.get('before') or ''} {groups.get('more') or ''}"
+                found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", others)}
+    return found & set(letters)
+
+
+def _is_known(text: str, match: re.Match[str], name: str, pattern: re.Pattern[str]) -> bool:
+    """True where the words beside a letter are those of a statement, and no condition is made."""
+    start, end = _clause(text, match), _end(text, match, name)
+    far = max(0, start - 200)
+    sentence = max((mark.end() for mark in _SENTENCE.finditer(text, far, start)), default=far)
+    if _CONDITION.match(text, sentence, match.start()):
+        return False
+    if pattern is _PRAISED:
+        return _PRAISE_ENDS.match(text, end) is not None
+    if pattern not in (_FINAL, _ANSWER, _OPTION, _TEXT):
+        return True
+    aside = text.rfind("(", start, match.start()) + 1
+    if not _KNOWN.fullmatch(text, aside or start, match.start()):
+        return False
+    if pattern is _TEXT:
+        return True
+    linked = _LINKED.search(text, match.start(), match.start(name))
+    return linked is not None or _STATES.match(text, end) is not None
+
+
+def _clause(text: str, match: re.Match[str]) -> int:
+    """Where the clause of a statement begins; looked for 200 characters back, longer than clauses are, so that time is
+    linear in a long text."""
+    far = max(0, match.start() - 200)
+    return max((mark.end() for mark in _CLAUSE.finditer(text, far, match.start())), default=far)
+
+
+def _end(text: str, match: re.Match[str], name: str) -> int:
+    """Where a statement ends: what is matched may end in the next line, which is another clause."""
+    return match.start(name) + len(text[match.start(name) : match.end()].rstrip())
 
 
 def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
     """True where the statement's clause denies, hedges or asks instead of stating."""
-    # looked for 200 characters back, longer than clauses are, so that time is linear in a long text
-    start = max((mark.end() for mark in _CLAUSE.finditer(text, max(0, match.start() - 200), match.start())), default=0)
-    before = text[max(start, match.start() - 200) : match.start(name)]
+    before = text[_clause(text, match) : match.start(name)]
     if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
         return True
     if _EXAMPLE.search(text[max(0, match.start() - 32) : match.start()]):
         return True
-    if _WOULD.search(before) and _SUPPOSED.search(text, max(0, match.start() - 200), match.start()):
-        return True
-    # what is matched may end in the next line, which is another clause
-    end = match.start(name) + len(text[match.start(name) : match.end()].rstrip())
+    end = _end(text, match, name)
     line = text.find("\n", end)
     stop = line if line >= 0 else len(text)
     if _DENIED_AFTER.match(text, end, stop) or _ASKED.match(text, end, stop):

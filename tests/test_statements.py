@@ -140,14 +140,14 @@ def test_initials_of_species_and_options_that_begin_alike(said, options, letter)
 
 LETTER = st.sampled_from("BCD")
 WRAPS = ("{}", "({})", "**{}**", "`{}`", "${}$", '"{}"', "[{}]")
-POSITIVE = (
+STATED = (
     "The answer is {}.",
     "Answer: {}",
     "So the correct option is {}.",
     "I would choose {}.",
-    "Option {} is correct.",
     "My answer is {}, since it fits",
 )
+PRAISED = ("Option {} is correct.", "{} is the most likely diagnosis.")
 DENIED = (
     "The answer is not {}.",
     "I would rule out option {}.",
@@ -162,15 +162,19 @@ FILLER = ("The fever is high.", "Edema is seen on both sides.", "", "Vitamin D i
 
 @st.composite
 def response(draw):
-    """Sentences that state, deny or only talk, in any order, and the letter that they leave: the reference is the
-    grammar itself, which knows what it wrote."""
-    lines, letters = [], set()
-    for kind in draw(st.lists(st.sampled_from(("positive", "denied", "filler")), min_size=1, max_size=5)):
+    """Sentences that state, praise, deny or only talk, in any order, and the letters that they leave: the reference is
+    the grammar itself, which knows what it wrote. Where several others are called correct, the exception is asked for.
+    """
+    lines, letters = [], {"stated": set(), "praised": set()}
+    for kind in draw(st.lists(st.sampled_from(("stated", "praised", "denied", "filler")), min_size=1, max_size=5)):
         letter, wrap = draw(LETTER), draw(st.sampled_from(WRAPS))
-        forms = {"positive": POSITIVE, "denied": DENIED, "filler": FILLER}[kind]
+        forms = {"stated": STATED, "praised": PRAISED, "denied": DENIED, "filler": FILLER}[kind]
         lines.append(draw(st.sampled_from(forms)).format(wrap.format(letter)))
-        letters |= {letter} if kind == "positive" else set()
-    return draw(st.sampled_from(("\n", " ", "\n\n"))).join(lines), letters
+        if kind in letters:
+            letters[kind].add(letter)
+    stated, praised = letters["stated"], letters["praised"]
+    left = stated if stated and len(praised) > 1 and not stated & praised else stated | praised
+    return draw(st.sampled_from(("\n", " ", "\n\n"))).join(lines), left
 
 
 @settings(deadline=None, max_examples=300)

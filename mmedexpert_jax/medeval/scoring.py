@@ -136,7 +136,7 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
-    told = answers.without_list(text, options)
+    told = answers.set_apart(answers.without_list(text, options), options)
     if stated(told, letters, remarks=False):
         return answers.one_stated(told, options)
     read = {_choice(line, options) for line in (*_ends(told), *stated_texts(told))} | {answers.yes_or_no(text, options)}
