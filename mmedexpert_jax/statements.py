@@ -128,21 +128,22 @@ _LINK = (
 # "answer" and verbs of choice in the languages of medical examinations, articles and adjectives aside.
 _ABROAD = unicodedata.normalize(
     "NFKC",
-    r"(?i:respuesta(?:\s+(?:correcta|final))?|réponse(?:\s+(?:correcte|finale))?"
-    r"|risposta(?:\s+(?:corretta|esatta|finale))?|resposta(?:\s+(?:correta|certa|final))?"
+    r"(?i:(?:respuesta|réponse|risposta|resposta)(?:\s+(?:(?:la\s+)?(?:más|plus|più|mais)\s+)?"
+    r"(?:correct[ae]|corretta|correta|certa|esatta|exacte|final[e]?|adecuada|adéquate|adequada|probable|probabile|provável))?"
     r"|antwort|(?:die\s+richtige\s+)?lösung|richtig(?=\s+ist)|ответ(?:ом\s+является)?|antwoord|odpowiedź(?:\s+to)?|odpověď"
-    r"|svar(?:et)?(?:\s+(?:är|er))?|(?:cevap|yanıt)|jawaban(?:nya)?(?:\s+(?:yang\s+benar|adalah)){0,2}"
+    r"|svar(?:et)?(?:\s+(?:är|er))?|(?:cevap|yanıt)|jawaban(?:nya)?(?:\s+(?:yang\s+(?:paling\s+)?(?:benar|tepat)|adalah)){0,2}"
     r"|gabarito|chọn(?:\s+đáp\s+án)?|(?<!la\s)letra|đáp\s+án(?:\s+(?:đúng|là)){0,2}|απάντηση(?:\s+είναι)?)\s*+"
     # Arabic, Persian, Hebrew, Hindi, Thai: the noun, an adjective, "is"
     r"|(?:الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ)\s*"
     r"(?:(?:الصحيحة|الصحيح|النهائية|صحیح|הנכונה|ที่ถูกต้อง)\s*)?(?:هي|هو|היא|है|คือ)?\s*"
     # Chinese, Japanese, Korean: the noun, "is", "option"
-    r"|(?:答案|答え|解答|回答|正解|正答|答(?=[:：])|诊断|診斷|最(?:可能|合适|合適|符合|恰当)的(?:选项|選項)?|가장\s*(?:적절한|가능성이\s*높은)\s*(?:것|진단|선택지?)|正确的?选项|正確的?選項|最も(?:適切|可能性が高い)[なの](?:選択肢|診断|もの|の)?|정답|(?<!오)답|선택)"
+    r"|(?:答案|答え|解答|回答|正解|正答|答(?=[:：])|正[确確]的(?=是)|诊断|診斷|最(?:可能|合适|合適|符合|恰当)的(?:选项|選項)?|가장\s*(?:적절한|가능성이\s*높은)\s*(?:것|진단|선택지?)|正确的?选项|正確的?選項|最も(?:適切|可能性が高い)[なの](?:選択肢|診断|もの|の)?|정답|(?<!오)답|선택)"
     r"\s*(?:应该是|应为|是|为|為|は|은|는|이)?\s*+[:：]?\s*+(?:选项|選項|選択肢)?\s*+"
     # Chinese verbs of choice, not denied
     r"|(?<![不别勿非])(?<!不[能应可会要宜该])(?:应[选是为]|应该[选是]|故选|选择|选|應選|故選|選擇|選)[是为]?\s*+[:：]?\s*+(?:选项)?\s*+"
     # "la opción correcta", "I choose"
-    r"|(?i:(?:opción|alternativa|opção|opzione|option)\s+(?:correct[ae]|correta|corretta|esatta)"
+    r"|(?i:(?:opción|alternativa|opção|opzione|option)\s+(?:(?:la\s+)?(?:más|plus|più|mais)\s+)?"
+    r"(?:correct[ae]|correta|corretta|esatta|adecuada|adequada|probable|probabile|provável)"
     r"|(?:правильн|верн)\w{2,3}\s+вариант"
     r"|elijo|escojo|elegiría|ich\s+wähle|je\s+choisi(?:s|rais)|scelgo|escolho|выбираю)\s*+(?:(?:la|a|die|l['’])\s+)?"
     r"(?i:(?:opción|opção|opzione|option|antwort|réponse|letra|lettre|lettera|вариант)\s+)?",
@@ -158,11 +159,12 @@ _ANSWER = re.compile(
     r"|answers?(?:_(?:choice|letter|option|key))?|correct_(?:answer|choice|option)"
     r"|selected(?:_(?:answer|choice|option))?(?=:)"
     # "my choice", "the best option", "pick: "
+    r"|(?:option|choice|answer|one)\s+that\s+(?:best\s+)?(?:fits|explains|matches)(?:\s+[^.,;:!?\n]{1,40}?)?(?=\s+is\b)"
     r"|ans|choices?|(?:correct|best|right)\s+(?:option|letter)|pick(?=\s*[:=])"
     r"|(?:my|our)\s+(?:selection|decision|vote|(?:best\s+)?guess)|best\s+guess"
     r"|(?:^|(?<=[\n{]))letter"
     # "I would choose", "you should go with"
-    r"|(?:i|we|you)(?:['’](?:d|ll|m)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?(?:\s+now)?"
+    r"|(?:i|we|you|let)(?:['’](?:d|ll|m|s)|\s+(?:would|will|should|must|am))?(?:\s+going\s+to)?(?:\s+not)?(?:\s+now)?"
     r"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
@@ -203,7 +205,7 @@ _LINKED = re.compile(r"[:：]\s*[(\[]?\Z|[是为為]\s*\Z")
 # What may stand behind a letter that is stated: the end of its clause, praise, a reason; else it is remarked on
 # ("Answer B describes gout") or denied.
 _STATES = re.compile(
-    r"[ \t)\]}]*(?:(?:项|項|选项|選項|번)?(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*<#-])|(?=[A-ZÀ-Þ][a-zß-ÿ])"
+    r"[ \t)\]}]*(?:项|項|选项|選項|번)?(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*<#-]|(?=[A-ZÀ-Þ][a-zß-ÿ])"
     r"|(?i:is|are|was|would\s+be|must\s+be|should\s+be|seems|appears(?:\s+to\s+be)?|remains|represents)\s+"
     r"(?i:clearly\s+|also\s+|therefore\s+|definitely\s+)?(?i:the|my|our|an?)?\s*(?i:single\s+|only\s+|very\s+)?"
     r"(?i:correct|right|true|best|most|answer|choice|preferred|appropriate|likely|one)\b"
@@ -237,7 +239,8 @@ _PRAISED = re.compile(
     r"\s*+(?:is|:|(?:seems|appears)(?:\s+to\s+be)?|(?:must|would|should)\s+be)\s+(?i:(?:the\s+)?(?:clearly\s+)?(?:correct|right|true|best|most\s+(?:likely|probable|appropriate|suitable|consistent))\b"
     r"|(?:the|my)\s+(?:final\s+)?(?:answer|choice|pick)\b)"
     # "making B the correct answer"
-    r"|\s+the\s+(?:correct|best|right|most\s+likely)\s+(?:answer|choice|option|diagnosis)\b"
+    r"|\s+the\s+(?:(?:correct|best|right|most\s+likely)\s+)?(?:answer|choice|diagnosis)\b"
+    r"|\s+die\s+(?:richtige|korrekte|beste|wahrscheinlichste)\s+(?:Antwort|Lösung|Option)\b"
     # "B: yes", "B ✓"
     rf"|[ \t]*+[:-]?[ \t]*+{_YES}"
     # Chinese and Japanese, then European languages
@@ -261,7 +264,8 @@ _LOOSE = re.compile(
     # "it is B", "by elimination, B", "the diagnosis is B"
     r"(?:\b(?i:it(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be)|must\s+be|going\s+with|leaves(?:\s+only)?"
     r"|most\s+consistent\s+with|points?\s+to|by\s+elimination,?"
-    r"|(?:diagnosis|cause|finding|treatment|management|test|step|one)\s+(?:is|would\s+be))"
+    r"|(?:diagnosis|cause|explanation|mechanism|finding|treatment|drug|management|test|step|one)"
+    r"(?:\s+(?:for|of|in)\s+[^.,;:!?\n]{1,60}?)?\s+(?:is|would\s+be))"
     # at the beginning of a clause: "so B", "=> B", "select B"
     r"|(?:^|(?<=[.!?;:\n])|(?<=[.!?;:]\s))\s*+(?:(?i:so|thus|hence|therefore|conclusion|choose|select|pick|mark"
     r"|definitely|clearly|certainly|i\s+(?:think|believe))\b|=>|→|∴))"
@@ -311,8 +315,8 @@ _CORRECTED = re.compile(
 )
 
 _CLAUSE = re.compile(
-    r"[.:;!?\n,。،؟]|(?<=\s)(?=(?-i:The|My|Our|Final)\s)"
-    r"|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas)\b",
+    r"[.:;!?\n。،؟]|,(?!\s*(?:что|dass|że)\b)|(?<=\s)(?=(?-i:The|My|Our|Final)\s)"
+    r"|\b(?:but|mais|aber|pero|so|thus|hence|therefore|while|whereas|and(?=\s+(?:the|my)\b))\b",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.;!?\n。؟]")
