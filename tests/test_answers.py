@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data import LETTERS, prompts
+from mmedexpert_jax.medeval.scoring import read_choice
 
 CT = ("MRI", "Ultrasound", "CT", "Melanoma of the skin")
 
@@ -232,8 +233,24 @@ def test_options_that_are_all_names_of_species_carry_no_labels():
         ("Babinski -", "Babinski +"),
         ("fever +, cough -", "fever -, cough +"),
         ("HBsAg (+)", "HBsAg (-)"),
+        ("HIV -ve", "HIV +ve"),
+        ("Ph- ALL", "Ph+ ALL"),
+        ("Fy(a-b-)", "Fy(a+b+)"),
+        ("Le(a+b-)", "Le(a-b+)"),
+        ("Jk(a-)", "Jk(a+)"),
+        ("HBsAg: -", "HBsAg: +"),
+        ("IgM：－ IgG：＋", "IgM：＋ IgG：－"),
+        ("A ✓", "A ✗"),
+        ("male ♂", "male ♀"),
+        ("R≫L", "R≪L"),
+        # decimals and thousands
+        (".5 mg", "5 mg"),
+        ("-.5", "5"),
+        ("p<.05", "p<05"),
+        ("1.000 mg", "1,000 mg"),
         # arrows
         ("TSH ↓, T4 ↑", "TSH ↑, T4 ↓"),
+        ("K▲", "K▼"),
         ("↓ K+", "↑ K+"),
         ("A←B", "A→B"),
         # powers, fractions, parts
@@ -290,6 +307,29 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
         ("5 mg", "5mg"),
         ("5 %", "5%"),
         ("Straße", "STRASSE"),
+        ("HIV -ve", "HIV negative"),
+        ("HER2-", "$\\mathrm{HER2}^{-}$"),
+        ("chest film (x-ray)", "chest film (x ray)"),
+        ("Findings: - a mass", "Findings: a mass"),
+        (".5 mg", "0.5 mg"),
+        ("12,000/µL", "12000/µL"),
+        (">=5 mm", "≥ 5 mm"),
+        ("≦5", "<= 5"),
+        ("$\\leq 5$", "≤5"),
+        ("$\\uparrow$ TSH", "↑ TSH"),
+        ("$\\alpha$-thalassemia", "α-thalassemia"),
+        ("$\\lambda$ chains", "λ chains"),
+        ("$37^\\circ\\text{C}$", "37°C"),
+        ("5 \\times 3\\,\\text{cm}", "5×3 cm"),
+        ("3 x 4 cm", "3×4 cm"),
+        ("\\text{T}_2", "T2"),
+        ("H$_2$O", "H2O"),
+        ("\\frac{1}{2}", "1/2"),
+        ("10<sup>9</sup>/L", "10⁹/L"),
+        ("10^{9}/L", "10⁹/L"),
+        ("CO<sub>2</sub>", "CO2"),
+        ("&lt;5", "<5"),
+        ("&nbsp;Gout<br>", "Gout"),
         ("ไข้", "ไข้"),
     ],
 )
@@ -304,7 +344,34 @@ def test_f1_hears_a_sign_and_counts_units_as_it_did():
     assert answers.token_f1("50 mg", "100 mg") == pytest.approx(1 / 2)
 
 
-@pytest.mark.parametrize("piece", ["A", "-", "A-", "1-", " -", "(-", "+/", "<-", "^", "10⁹", "H-+", "SO4-", "ा"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        ",1",
+        ".5",
+        "\\alpha",
+        "_a",
+        "&a;",
+        "<b ",
+        "a=<b",
+        "(a-",
+        ":-",
+        "$",
+        "A",
+        "-",
+        "A-",
+        "1-",
+        " -",
+        "(-",
+        "+/",
+        "<-",
+        "^",
+        "10⁹",
+        "H-+",
+        "SO4-",
+        "ा",
+    ],
+)
 def test_signs_are_found_in_time_linear_in_the_length(piece):
     start = time.process_time()
     answers.token_f1(piece * (100_000 // len(piece)), "x")
@@ -315,3 +382,126 @@ def test_an_option_is_one_text_in_any_of_its_unicode_forms():
     options = ("Embolie pulmonaire aigue\u0308", "Pneumonie", "10⁹", "109")
     assert choose("Embolie pulmonaire aiguë", options) == "A"
     assert choose("**10⁹**", options) == "C" and choose("**109**", options) == "D"
+
+
+FOUR = ("Pneumonia", "Heart failure", "Asthma", "Pulmonary embolism")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        # reasoning under headings, as HuatuoGPT writes, in elements of any name, and in marks of other servers
+        "## Thinking\n\nThe answer is A.\n\n## Final Response\n\n{}",
+        "**Thinking**\nThe answer is A.\n\n**Final Answer:** {}",
+        "### Reasoning\nAnswer: A\n### Answer\n{}",
+        "思考过程：\n答案是A\n\n最终答案：{}",
+        "<rationale>The answer is A.</rationale>{}",
+        "<Reasoning_Process>\nThe answer is A.\n</Reasoning_Process>\n{}",
+        "<inner-thoughts>The answer is A.</inner-thoughts>{}",
+        "<longcot>The answer is A.</longcot>{}",
+        '<details type="reasoning" done="true">\n<summary>9 s</summary>\nThe answer is A.</details>\n{}',
+        "Thinking...\nThe answer is A.\n...done thinking.\n\n{}",
+        "thought\nThe answer is A.\n<unused95>{}",
+        "The answer is A.</thinking>\n{}",
+        "[unused16]The answer is A.[unused17]{}",
+        "< think >The answer is A.</ think >{}",
+        "&lt;think&gt;The answer is A.&lt;/think&gt;{}",
+        "\\<think\\>The answer is A.\\</think\\>{}",
+        "<|channel|>commentary<|message|>So A.<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+        # what is said behind the end of the turn
+        "{}<|endoftext|>Human: next question. Answer: A",
+        "{}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nThe answer is A",
+        "{}<end_of_turn>\n<start_of_turn>user\n<answer>A</answer>",
+        "{}</s> The answer is A.",
+        "<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>user\nThe answer is A",
+        "<s>{}</s>",
+        "Answer: <s>A</s> {}",
+    ],
+)
+def test_neither_reasoning_in_any_marks_nor_another_turn_is_an_answer(response):
+    for said in ("B", "**B. Heart failure**", "<answer>B</answer>"):
+        assert read_choice(response.format(said), FOUR, "plain") == "B", said
+    assert answers.choice(response.format("<answer>B</answer>"), FOUR) == "B"
+    assert answers.is_right(response.format("<answer>Gout</answer>"), (), "gout")
+
+
+@pytest.mark.parametrize("said", ["B<|im_end|>", "B</s>", "<|begin_of_box|>B<|end_of_box|>", "B<end_of_turn>"])
+def test_a_special_token_is_no_part_of_an_answer(said):
+    assert answers.choice(f"<answer>{said}</answer>", FOUR) == "B"
+    assert answers.is_right(f"<answer>{said}</answer>", (), "B")
+
+
+@pytest.mark.parametrize("tags", ["< answer >B</ answer >", "<answer >B</answer>", "&lt;answer&gt;B&lt;/answer&gt;"])
+def test_loose_tags_hold_an_answer_and_are_not_well_formed(tags):
+    assert answers.choice(f"<think>x</think>{tags}", FOUR) == "B"
+    assert not answers.parse(f"<think>x</think>{tags}").well_formed
+
+
+@pytest.mark.parametrize(
+    "piece", ["<rationale>", "<think-a><think-b>", "< think ", "<s>x", "x</s>", "Thinking...", "<a "]
+)
+def test_marks_of_reasoning_are_found_in_time_linear_in_the_length(piece):
+    start = time.process_time()
+    answers.spoken(piece * (100_000 // len(piece)))
+    answers.spoken("## Thinking\n" + piece * (100_000 // len(piece)))
+    assert time.process_time() - start < 4  # some 0.1
+
+
+@pytest.mark.parametrize(
+    ("said", "gold"),
+    [
+        ("Answer: Gout", "gout"),
+        ("The final answer is gout.", "gout"),
+        ("**Answer:** Gout", "gout"),
+        ('{"answer": "Gout"}', "gout"),
+        ("答案：痛风", "痛风"),
+        ("Yes, there is a fracture.", "Yes"),
+        ("Nein", "No."),
+        ("是的，图中是CT。", "是"),
+        ("否", "不是"),
+        ("The answer is no.", "no"),
+    ],
+)
+def test_an_open_answer_may_have_its_name_and_say_its_yes_or_no_in_its_own_words(said, gold):
+    response = f"<answer>{said}</answer>"
+    assert answers.is_right(response, (), gold) and answers.is_right(response, (), "other", gold)
+    assert answers.open_f1(said, (gold,)) == 1.0
+    for other in ("sepsis", "yes" if answers.yes_no_key(gold) == "no" else "no"):
+        assert not answers.is_right(response, (), other)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        *(
+            (said, "B")
+            for said in ("B;", "B,", "- B", ": B", "# B", "\\bf B", "{\\rm B}", "\\textcolor{red}{B}", "**B**;")
+        ),
+        *(
+            (said, "B")
+            for said in ("B, not C", "B (not C)", "B rather than C", "B instead of C.", "B. Heart failure, not C")
+        ),
+        *((said, None) for said in ("not B", "It is not B", "anything, not B", "B or not B", "C or B, not A")),
+    ],
+)
+def test_marks_beside_a_letter_and_another_that_is_denied(said, letter):
+    assert answers.choice(f"<answer>{said}</answer>", FOUR) == letter
+    assert read_choice(f"\\boxed{{{said}}}", FOUR, "boxed") == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "letter"),
+    [
+        ("The answer is A, HER2-.", ("HER2+", "HER2-", "ER+"), None),
+        ("The answer is A. HER2-", ("HER2+", "HER2-", "ER+"), None),
+        ("The answer is A, HER2+.", ("HER2+", "HER2-", "ER+"), "A"),
+        ("The answer is A: ↓ T3, ↑ TSH", ("↑ T3, ↓ TSH", "↓ T3, ↑ TSH"), None),
+        ("The answer is A (↑ T3, ↓ TSH)", ("↑ T3, ↓ TSH", "↓ T3, ↑ TSH"), "A"),
+        ("Yes (B)", ("Yes", "No"), None),
+        ("Yes (A)", ("Yes", "No"), "A"),
+        (">= 5 mm", ("≤ 5 mm", "≥ 5 mm"), "B"),
+        (".5 mg", ("5 mg", "0.5 mg"), "B"),
+    ],
+)
+def test_signs_tell_options_apart(said, options, letter):
+    assert read_choice(said, options, "plain") == answers.choice(f"<answer>{said}</answer>", options) == letter
