@@ -15,7 +15,7 @@ from mmedexpert_jax import privacy
 from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
-from mmedexpert_jax.data.contamination import without_last_question, words_in
+from mmedexpert_jax.data.contamination import words_in
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.mmedexpert import filters
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace
@@ -23,6 +23,7 @@ from mmedexpert_jax.mmedexpert.review import Verdict
 
 QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
+_CHOOSE = re.compile(r"^(?:choose|select|pick)\b|[1-9１-９一]つ選べ", re.I)  # an instruction behind the question
 
 
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -166,8 +167,14 @@ def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
 
 
 def _vignette(case: RawCase) -> str:
-    """The part that questions on one vignette share, before the last question; of a short one the case's own id."""
-    words = words_in(without_last_question(case.question))
+    """The part that questions on one vignette share: its sentences, lines or Chinese clauses but those that ask, with
+    whatever mark, at the end or before it; of a short one the case's own id."""
+    parts = [part.strip() for part in re.split(r"(?<=[.!?;؟])\s+|(?<=[。！？，।])|\n", case.question) if part.strip()]
+    parts = [part for part in parts if not _CHOOSE.search(part)]
+    told = [part for part in parts if part.rstrip("\"'”’»)）")[-1:] not in ("?", "？", "؟")]
+    if parts and told and parts[0] == told[0] and parts[-1] == told[-1]:  # what asks has no mark, and does not begin
+        told = told[:-1]
+    words = words_in(" ".join(told) or case.question)
     return " ".join(words) if len(words) >= VIGNETTE else f"id {case.id}"
 
 

@@ -57,6 +57,24 @@ def test_other_forms_do_not(paradigm, trace):
 
 
 @pytest.mark.parametrize(
+    ("paradigm", "trace", "follows"),
+    [
+        ("analytical", "(1) The artery closes, so the posterior wall dies. (2) Therefore troponin rises.", True),
+        ("analytical", "(1) The head turned, so it was occiput posterior. (2) Hence the long labour.", True),
+        ("analytical", "(1) The artery closes, so the wall dies. (2) Hence the posterior rises to 80%.", False),
+        ("intuitive", "(1) A man with a prior infarction. (2) The typical picture of heart failure.", True),
+        ("intuitive", "(1) He smoked prior to admission. (2) The picture is typical.", True),
+        ("intuitive", "(1) The typical picture. (2) A high prior for failure.", False),
+        ("bayesian", "(1) A prior stroke. (2) The evidence raises concern. (3) The posterior artery.", False),
+        ("bayesian", "(1) The prior is 10%. (2) The evidence raises it. (3) The posterior strongly favours it.", True),
+        ("bayesian", "(1) Prior: Occiput posterior is rare. (2) Pain raises it. (3) Posterior odds: high.", True),
+    ],
+)
+def test_prior_and_posterior_count_where_they_are_probabilities(paradigm, trace, follows):
+    assert RULES[paradigm].follows(trace, ("Occiput posterior", "Breech")) is follows
+
+
+@pytest.mark.parametrize(
     ("options", "trace", "named"),
     [
         (("MS", "ALS"), "(1) The symptoms began with false steps. (2) A reflex is absent.", False),

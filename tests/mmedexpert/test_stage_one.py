@@ -21,6 +21,7 @@ from mmedexpert_jax.mmedexpert import (
     duplicates,
     eligibility,
     filters,
+    paradigm_rules,
     specialties,
     teacher_prompts,
     trace_judge,
@@ -121,6 +122,13 @@ def test_what_passes_follows_the_shared_rule_that_rewards_apply(paradigm):
 )
 def test_a_missing_or_forbidden_move_is_named(paradigm, text, lacks):
     assert f"structure:{lacks}" in filters.check(render(text, "A"), record(), paradigm).reasons
+
+
+def test_an_option_that_speaks_of_a_posterior_place_is_no_probability():
+    options = ("Posterior urethral valves", "Ureterocele", "Occiput posterior")
+    for place in (0, 2):
+        text = f"(1) A valve obstructs, which leads to reflux. (2) Because of this it is {options[place]}."
+        assert paradigm_rules.missing(text, "analytical", options, place) == []
 
 
 def test_every_move_stands_in_the_prompt():
