@@ -18,12 +18,12 @@ from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
 from mmedexpert_jax.data.contamination import words_in
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.mmedexpert import filters
+from mmedexpert_jax.mmedexpert.eligibility import CHOOSE
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 
 QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
-_CHOOSE = re.compile(r"^(?:choose|select|pick)\b|[1-9１-９一]つ選べ", re.I)  # an instruction behind the question
 
 
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -170,7 +170,7 @@ def _vignette(case: RawCase) -> str:
     """The part that questions on one vignette share: its sentences, lines or Chinese clauses but those that ask, with
     whatever mark, at the end or before it; of a short one the case's own id."""
     parts = [part.strip() for part in re.split(r"(?<=[.!?;؟])\s+|(?<=[。！？，।])|\n", case.question) if part.strip()]
-    parts = [part for part in parts if not _CHOOSE.search(part)]
+    parts = [part for part in parts if not CHOOSE.search(part)]
     told = [part for part in parts if part.rstrip("\"'”’»)）")[-1:] not in ("?", "？", "؟")]
     if parts and told and parts[0] == told[0] and parts[-1] == told[-1]:  # what asks has no mark, and does not begin
         told = told[:-1]

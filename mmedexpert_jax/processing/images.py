@@ -151,7 +151,7 @@ def decode(
 
     The EXIF orientation is applied. Transparency is composited on white, as transformers' `convert_to_rgb` does
     (its `load_image`, used for paths, drops alpha instead and shows whatever colour hides under it). 16-bit grey is
-    scaled by its full range; one whose values fill 12 bits at most would be black and is refused without a window
+    scaled by its full range; one whose values lie within a quarter of it is refused without a window, as one grey
     (Pillow and so transformers clip it at 255). Floats are read as 0..1 when none exceeds 1, else as 0..255.
     DICOM: `processing.medical`, NIfTI: `processing.nifti`.
 
