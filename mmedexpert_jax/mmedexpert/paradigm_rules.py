@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax.data.paradigms import BASE, COUNTS, PARADIGMS, POSTERIOR, PRIOR, apart, statements
-from mmedexpert_jax.data.words import stands, word_count
+from mmedexpert_jax.data.words import plain, stands, word_count
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
@@ -48,9 +48,9 @@ class Statements:
 
     def named(self, text: str) -> set[int]:
         """Indices of the options that `text` names; an option inside another one that is named does not count."""
-        lower = text.lower()
+        lower = plain(text).lower()
         found = {i for i, option in enumerate(self.options) if stands(option.lower(), lower)}
-        texts = {i: self.options[i].lower() for i in found}
+        texts = {i: plain(self.options[i]).lower() for i in found}
         return {
             i
             for i in found

@@ -83,6 +83,9 @@ def test_prior_and_posterior_count_where_they_are_probabilities(paradigm, trace,
         (("0", "3"), "(1) 80 of 32 are absent. (2) So it is.", False),
         (("Beta blocker", "Statin"), "(1) Beta blockers are excluded. (2) Statins fit.", True),
         (("痛风", "关节炎"), "(1) 可能是痛风或关节炎。 (2) 排除痛风。", True),
+        (("T-cell lymphoma", "Crohn's disease"), "(1) T\u2011cell lymphoma is absent. (2) Crohn’s disease fits.", True),
+        (("5 µg", "10–20 mg"), "(1) 5\xa0μg is excluded. (2) 10-20 mg fits.", True),
+        (("pulmonary embolism", "CO2 retention"), "(1) Pulmonary\nembolism is absent. (2) CO₂ retention fits.", True),
     ],
 )
 def test_options_are_named_by_whole_words(options, trace, named):
