@@ -52,7 +52,11 @@ KEYS: dict[str, tuple[str, bool, str]] = {
         "`slices`, `plane`",
     ),
     "trace": ("text", False, "reasoning without tags; DSA needs it"),
-    "paradigm": ("text", False, "of the trace: `differential`, `intuitive`, `analytical` or `bayesian`; DSA needs it"),
+    "paradigm": (
+        "text",
+        False,
+        "of the trace: `differential`, `intuitive`, `analytical` or `bayesian`; a review needs it",
+    ),
     "paradigms": ("list of texts", False, "those that apply to the case, for GBA; left out: all four"),
 }
 # Columns of this project's own sets, which say where a case comes from.
