@@ -21,6 +21,7 @@ from mmedexpert_jax.mmedexpert import filters
 from mmedexpert_jax.mmedexpert.eligibility import CHOOSE
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
+from mmedexpert_jax.processing.segments import PNG
 
 QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
@@ -33,7 +34,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "answer": (TEXT, "letter of the key"),
     "specialty": (TEXT, "AM, CAH, BS or CSI"),
     "task": (TEXT, "sub-specialty; empty where none is told"),
-    "images": (IMAGES, "the files as the source had them"),
+    "images": (IMAGES, "PNG or JPEG files, without headers"),
     "paradigm": (TEXT, "way of reasoning of the trace"),
     "trace": (TEXT, "numbered statements, without tags"),
     "paradigms": (TEXTS, "ways of reasoning that apply to the case"),
@@ -65,7 +66,8 @@ class Built:
     def row(self) -> dict[str, Any]:
         """As a row of SCHEMA."""
         case, trace = self.trace.case, self.trace
-        names = [f"{p.sha256[:16]}{Path(p.name).suffix.lower()}" for p in case.images]
+        # held as PNG or JPEG, whatever the source's file was
+        names = [f"{p.sha256[:16]}{'.png' if p.open().startswith(PNG) else '.jpg'}" for p in case.images]
         return columns.row(
             case,
             SCHEMA,

@@ -1,12 +1,15 @@
 """The splits of a data set: by case, and by the vignette that several questions share."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmedexpert_jax.mmedexpert.dataset_build import Built, split
+from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace, held
 
 STEM = "A 67-year-old woman has had a fever, a cough and confusion for two days, patient {}. "
 
@@ -99,3 +102,12 @@ def test_vignettes_and_images_join_in_a_chain_and_cases_without_either_stay_wher
         found = places(split([*alone, *chain], 0.2, 0.2, seed))
         assert len({found[one.trace.case.id] for one in chain}) == 1
     assert places(split([*alone, built("x-5", "And here?", images=("d",))], 0.2, 0.2, 0)).keys() > before.keys()
+
+
+def test_an_image_is_named_by_what_its_file_is():
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    case = RawCase("x-1", "Which?", ("a", "b"), "A", images=(held("scan.dcm", buffer.getvalue()),))
+    trace = Trace("t", case, "analytical", "(1) a. (2) b.", "", "", 0, "", Check(True, "A"))
+    (image,) = Built(trace, trace.text, "none").row()["images"]
+    assert image["path"].endswith(".png") and image["bytes"] == buffer.getvalue()
