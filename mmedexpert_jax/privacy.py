@@ -36,7 +36,7 @@ _NO = r"(?:no|nr|num|number|nummer|id)\b\.?"
 # labels of numbers that mean nothing else in a clinical text, and those that need "no", "#" or a colon behind them
 _SURE = (
     r"mrn|uhid|ssn|nhs|med(?:ical|\.)? rec(?:ord|\.)?|accession|social security|aadhaar|npi|dea|"
-    r"(?:fall|patienten|versicherten|versicherungs|akten)(?:nummer|-?nr\b\.?)"
+    r"(?:fall|pat\.?|patienten|versicherten|versicherungs|akten)(?:nummer|-?nr\b\.?)"
 )
 _WEAK = (
     r"patient(?:'s)?|patient-?id|hospital|chart|medicare|medicaid|health card|passport|insurance|mr|pid|acc|hosp|"
@@ -49,7 +49,7 @@ _CLINICAL = (
 )
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
 _TITLE = (
-    r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
+    r"(?:(?:MRS?|MS|DR|PROF)(?=\.)|Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
     r"[Nn]urse(?! Practitioner| An[ae]|-))"
 )
 _ROLE = (
@@ -57,6 +57,7 @@ _ROLE = (
     r"provider|gp|arzt|ärztin|hausarzt|next of kin|signed|befundet von)\s*[:=]|"
     r"(?:reported|dictated|signed|referred|transcribed|interpreted|reviewed|verified|attested)(?: electronically)? by:?"
 )
+_PARTICLE = r"(?:(?:van|von|der|den|de|del|della|di|da|dos|du|la|le|bin|ibn|zu|ter)[^\S\n]+|al-|el-|[dlO]['’])"
 _STREET = r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Way|Terrace|Square|Close"
 PATTERNS: dict[str, re.Pattern] = {
     "e-mail": re.compile(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
@@ -70,12 +71,13 @@ PATTERNS: dict[str, re.Pattern] = {
     ),
     "date": re.compile(
         rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?|"
-        rf"\b{_DAY}[./-]{_DAY}[./-](?:{_YEAR}|\d\d)(?![\d./-]| ?(?:mg|mcg|ml|mm|cm|units?)\b)|"
+        rf"\b(?:{_DAY}[./-]{_NUMBERED}|{_NUMBERED}[./-]{_DAY})[./-](?:{_YEAR}|\d\d)"
+        rf"(?![\d./-]| ?(?:mg|mcg|ml|mm|cm|units?|weeks?|months?|days?|hours?)\b)|"
         rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)|(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日|"
         rf"\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
         rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}"
-        rf"(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{6}}|\d{{8}})\b|"
-        rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ -]?(?:of )?)?{_MONTH}\.?,?[ -]?{_YEAR}\b|"
+        rf"(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{1,2}}[ /-]?{_MONTH}\.?[ /-]?\d\d|\d{{6}}|\d{{8}})\b|"
+        rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ /-]?(?:of )?)?{_MONTH}\.?,?[ /-]?{_YEAR}\b|"
         rf"\b{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? {_YEAR}\b|"
         rf"\b{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)(?:T[\d.]+Z?)?",
         re.I,
@@ -94,17 +96,17 @@ PATTERNS: dict[str, re.Pattern] = {
         r"\b\d{1,5} (?:[a-z'’-]+ ){1,2}(?i:street|avenue|boulevard|terrace)\b|\b(?i:p\.? ?o\.? box) \d+|"
         r"\b\d{1,4}(?: ?bis)?,? (?i:rue|avenue|boulevard|place|chemin|allée) (?:(?:de|du|des|la|le|les) )*[\w'’-]+|"
         r"\b[A-ZÄÖÜ][a-zäöüß]+(?:straße|strasse|str\.|weg|platz|gasse|allee) \d{1,4}[a-z]?\b|"
-        r"(?:(?<=, )|(?<=\bin )|(?<=\baus )|\bD-)\d{5} [A-ZÄÖÜ][a-zäöüß]{2,}|"
+        r"(?:(?<=, )|(?<=\bin )|(?<=\baus )|\bD-)\d{5} (?!Units?\b)[A-ZÄÖÜ][a-zäöüß]{2,}|"
         r"\b(?i:address|anschrift|adresse|wohnhaft in)\s*[:=]?\s*(?:(?<=[:=])|(?<=[:=] ))[^\n;]{5,80}|"
         r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b(?! ?(?:(?:units?|IU|U|mg|mcg|µg|ml|cells|copies)\b|/))|"
         r"\b[A-Z]{1,2}\d[A-Z\d]? \d[ABD-HJLNP-UW-Z]{2}\b"  # the letters that a British code ends with: no MG, MM, IU
     ),
     "name": re.compile(
-        rf"\b{_TITLE}(?:\.? {_TITLE})*\.? ?(?:med\. |[A-Z]\. ?)*{_WORD}(?: {_WORD})?|"
+        rf"\b{_TITLE}(?:\.? {_TITLE})*\.?[^\S\n]*(?:med\. |[A-Z]\. ?)*{_PARTICLE}*{_WORD}(?: {_WORD})?|"
         rf"\b(?:(?i:(?:(?:patient|pt|father|mother|husband|wife|guardian)(?:['’]s)?|"
         rf"full|first|last|given|family|maiden) ?names?|surname|nachname|vorname)|Name|NAME)"
         rf"\s*(?:[:=]|-(?= ))\s*{_ANY}(?:,? {_ANY}){{0,2}}|\b(?i:patient(?:'s)? name is) {_WORD}(?: {_WORD})?|"
-        rf"\b(?i:patient(?:in)?|pt)\s*[:=]\s*{_WORD},? [A-ZÀ-Þ][\w'’-]*|"
+        rf"\b(?i:patient(?:in)?|pt)\s*[:=]\s*(?!(?:Alert|Awake|Stable)\b){_WORD},? [A-ZÀ-Þ][\w'’-]*|"
         rf"\b(?i:{_ROLE})\s*(?:[A-Z]\. ?)*{_WORD}(?:,? {_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+|"
         rf"\b(?i:(?:mother|father|husband|wife|guardian):|c/o) {_WORD} {_WORD}|"
         rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O(?! NOT\b)|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?"

@@ -17,6 +17,15 @@ from mmedexpert_jax.processing import segments
 from mmedexpert_jax.processing.images import clean, open_image
 
 TEXTS = {
+    "MR. SMITH was seen.": {"name"},
+    "DR. HOUSE": {"name"},
+    "Mr. van der Berg": {"name"},
+    "Mrs. al-Hassan": {"name"},
+    "Mr.\xa0d'Angelo": {"name"},
+    "12/Mar/2021": {"date"},
+    "DOB: 3 Apr 57": {"date"},
+    "30.12.21": {"date"},
+    "Pat.-Nr.: 123456": {"record number"},
     "Med Rec # 884422": {"record number"},
     "Hosp. No: H-99123": {"record number"},
     "ID-Nr.: 4711-22": {"record number"},
@@ -79,6 +88,11 @@ MORE["phone"] += "|1 800 555 0134|123-456-7890"
 TEXTS |= {"Anna Weber, DO": {"name"}, "Jim Poe, D.O.": {"name"}}
 TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
+    "10/12/14 weeks",
+    "Mini-Mental 24/30/28",
+    "in 10000 Units heparin",
+    "Patient: Alert, Oriented",
+    "MR Angiography shows it; MS Relapse; MRS Spectroscopy",
     "5-10-15 mg of prednisone",
     "Mother: healthy. Father: Diabetes.",
     "version 1.2.3.4 of the score",

@@ -19,6 +19,7 @@ from mmedexpert_jax import answers, border
 from mmedexpert_jax.config.fields import BENCHMARK
 from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
+from mmedexpert_jax.data.words import word_count
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, ImageRef, content
@@ -51,7 +52,11 @@ KEYS: dict[str, tuple[str, bool, str]] = {
         "`slices`, `plane`",
     ),
     "trace": ("text", False, "reasoning without tags; DSA needs it"),
-    "paradigm": ("text", False, "of the trace: `differential`, `intuitive`, `analytical` or `bayesian`; DSA needs it"),
+    "paradigm": (
+        "text",
+        False,
+        "of the trace: `differential`, `intuitive`, `analytical` or `bayesian`; a review needs it",
+    ),
     "paradigms": ("list of texts", False, "those that apply to the case, for GBA; left out: all four"),
 }
 # Columns of this project's own sets, which say where a case comes from.
@@ -69,6 +74,8 @@ ALIASES = {
 _PICTURE = re.compile(
     r"data:image/|.+\.(png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii|nii\.gz)$", re.IGNORECASE | re.DOTALL
 )
+NUMBERED = re.compile(r"(?:image|img|picture|figure)s?[_ ]?\d{1,2}")
+SAID = 3  # words of a value from which on it may be a trace
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<\s*+(?:/\s*+)?(?:think|answer)\s*+>", re.IGNORECASE)
 _TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
@@ -168,9 +175,12 @@ def find(path: str | Path, split: str) -> Path:
     root = EMBEDDED if str(path) == "mini" else Path(path).expanduser()
     if root.is_file():
         return root
-    for suffix in tables.SUFFIXES:
-        if (file := root / f"{split}{suffix}").is_file():
-            return file
+    files = files_of(root, split)
+    if len(files) > 1:
+        named = border.cut(", ".join(file.name for file in files), 200)
+        raise DataError(f"{root} holds several files of {split} ({named}); keep one, or write them into one")
+    if files:
+        return files[0]
     if not root.exists():
         raise DataError(f"no such data: {path}; give a .parquet or .jsonl file, a directory of splits, or 'mini'")
     found = sorted(file.name for file in root.iterdir() if file.suffix in tables.SUFFIXES)
@@ -181,6 +191,14 @@ def find(path: str | Path, split: str) -> Path:
         else f"add {split}.jsonl, or name one of these as the split to evaluate on"
     )
     raise DataError(f"{root} has no split {split!r}; it holds {there}; {fix}")
+
+
+def files_of(root: Path, split: str) -> list[Path]:
+    """The files of a split in a folder, by its name, or else the parts of it in the hub's layout."""
+    names = [f"{split}{suffix}" for suffix in tables.SUFFIXES]
+    found = sorted(root.iterdir()) if root.is_dir() else []
+    files = [file for file in found if file.name.lower() in names and file.is_file()]
+    return files or sorted(file for part in ("", "data/") for file in root.glob(f"{part}{split}-*-of-*.parquet"))
 
 
 def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool = False) -> Case:
@@ -194,7 +212,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
         except DataError as error:
             raise DataError(f"{where}, {error}") from None
     _refuse_near(row, where)
-    question, images = _text(row, "question", where), _list(row, "images", where)
+    question, images = forms.inline(_text(row, "question", where), _list(row, "images", where))
     try:
         question = forms.placed(question, {len(images)})
     except DataError as error:
@@ -209,8 +227,11 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
     if not options and (tag := _TAG.search(answer)):
         raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
-    if not options and len(answer) == 1 and answer.upper() in LETTERS:
+    label = unicodedata.normalize("NFKC", answer).upper()
+    if not options and len(answer) == 1 and (label in LETTERS or forms.listed_in(question, answer)):
         raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
+    if line := forms.gives_away(question, options, answer):
+        raise DataError(f"{where}, key question: {border.shown(line)} gives its own answer away; take it out")
     id, listed = _text(row, "id", where), _list(row, "paradigms", where)
     if len(id) > MAX_ID:
         raise DataError(f"{where}, key id: {len(id)} characters; give at most {MAX_ID}")
@@ -235,20 +256,40 @@ def _refuse_near(row: Mapping[str, Any], where: str) -> None:
         if key in KEYS or key in PROVENANCE or row[key] is None:
             continue
         named, texts = border.cut(str(key)), _texts(row[key])
-        meant = _meant(str(key).lower())
-        if not meant and any(map(_PICTURE.match, texts)):
-            meant = "images"
-        if meant and row.get(meant) in (None, "", []):
-            raise DataError(f"{where}, key {named}: not a key of a row; call it {meant}")
+        meant = _meant(str(key).lower(), row[key])
+        lost = left_out(key, row[key], row.get("images"))
+        if lost or (meant and row.get(meant) in (None, "", [])):
+            name = "images" if lost else meant
+            raise DataError(f"{where}, key {named}: not a key of a row; call it {name}")
         if any(map(_VIDEO.match, texts)):
             raise DataError(f"{where}, key {named}: videos are not read; give frames of it as images")
 
 
+def left_out(key: str, value: Any, images: Any) -> bool:
+    """True for a value that names pictures which are no images of the row: of a row without any, or under a numbered
+    key, as "image2"."""
+    texts = _texts(value)
+    known = _texts(images or [])
+    wanted = images in (None, "", [], ()) or NUMBERED.fullmatch(str(key).lower())
+    return bool(wanted) and any(map(_PICTURE.match, texts)) and not {*texts} <= {*known}
+
+
+def _meant(key: str, value: Any) -> str:
+    """The key of a row that an unknown one looks like or is an alias of; "" for none. A row may do without some: one
+    that only looks like these has a value to fit, too, so that "race" is no trace and "image_id" no image."""
+    close = _close(key)
+    meant = ALIASES.get(close, close)
+    if not close or key in (close, f"{close}s") or KEYS[meant][1]:
+        return meant
+    prose = word_count(str(value)) > SAID
+    fits = key[0] == close[0] and (prose if meant == "trace" else meant != "images" or not isinstance(value, str | int))
+    return meant if fits else ""
+
+
 @functools.lru_cache(maxsize=1024)  # rows of a file have the same keys, and the search takes longer than the row
-def _meant(key: str) -> str:
-    """The key of a row that an unknown one looks like or is an alias of; "" for none."""
-    close = difflib.get_close_matches(key, [*KEYS, *ALIASES], 1, 0.8)
-    return ALIASES.get(close[0], close[0]) if close else ""
+def _close(key: str) -> str:
+    """The key or alias that an unknown key looks most like; "" for none."""
+    return next(iter(difflib.get_close_matches(key, [*KEYS, *ALIASES], 1, 0.8)), "")
 
 
 def _texts(value: Any) -> list[str]:
@@ -275,8 +316,8 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and _seen(o) for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
-    if any(option.strip().lower() in tables.ABSENT for option in options):
-        raise DataError(f"{where}, key options: 'nan' stands for an empty cell; leave it out")
+    if absent := [option for option in options if option.strip().lower() in tables.ABSENT]:
+        raise DataError(f"{where}, key options: {absent[0]!r} stands for an empty cell; leave it out")
     if order := answers.out_of_order(options):
         raise DataError(f"{where}, key options: they begin with {order}; put them in the order of their letters")
     bare = answers.unlabelled(options)  # a prompt adds the letters

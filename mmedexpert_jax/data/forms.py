@@ -13,11 +13,12 @@ import ast
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.data.words import stands
 from mmedexpert_jax.errors import DataError
 
 FORMS = ("messages", "prompt", "conversations", "problem", "instruction")
@@ -28,9 +29,24 @@ IMAGE_PARTS = ("image", "image_url", "input_image")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of an assistant's turn beside its content
 SOURCES = ("image", "image_url", "url", "path")  # keys of an image part; datasets writes those that it lacks as null
 LONGEST_ANSWER = 200  # characters of an answer that is held against another of its row
-_PLACE = re.compile(r"<image>\s?")  # where LLaVA, verl and LLaMA-Factory put an image; ours come first
-# "A. text", also as "(a) text", "- A) text", "**A.** text"
-_OPTION = re.compile(r"^\s*(?:[-*•]\s+)?(?:\*\*|__)?\(?([A-Ja-j])[.):](?:\*\*|__)?\s*(.*\S)\s*$")
+# where LLaVA, verl, LLaMA-Factory and chat templates put an image; ours come first
+_PLACE = re.compile(
+    r"(?:<image>|<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>|<\|image_pad\|>|<\|image\|>|<start_of_image>|"
+    r"<ImageHere>|<image_placeholder>|\[IMAGE\])\s?"
+)
+_NUMBERED = re.compile(r"<(?:\|image_(\d+)\||image[ _](\d+))>")  # the name of one that is shown, as MMMU writes it
+# a picture that is named where it stands: Qwen-VL's form, HTML, Markdown
+_INLINE = re.compile(
+    r"(?:Picture \d+:\s*)?(?:<img>([^<>\n]+)</img>|<img\s[^<>]*?src=[\"']([^\"'<>]+)[\"'][^<>]*>|"
+    r"!\[[^\]\n]*\]\(([^()\s]+)\))\s?"
+)
+# "A. text", also as "(a) text", "- A) text", "**A.** text", "A、text", "Option A - text"
+_OPTION = re.compile(
+    r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?(?:[.):\]．）：、]|\s?[-–]\s)"
+    r"(?:\*\*|__)?\s*(.*\S)\s*$"
+)
+_LISTED = r"(?m)^\W*{}\s*[.):\]．）：、-]"  # the label of a line
+_GIVEN = re.compile(r"(?im)(?:^\W*|[.?!]\s+)(?:(?:the\s+)?(?:correct\s+)?(?:answer|ans|key)\s*[:：]|答案[:：])\s*(.+)$")
 _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writes it
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
@@ -57,7 +73,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     kind = form(row)
     if kind == "instruction" and row.get("history"):
         raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
-    images = _images(row)
+    images = shown = _images(row)
     if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
         question, answer, system, found = _turns(row[kind], kind)
         images += found
@@ -68,7 +84,8 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     answer = answer or _answer(row)
     if not answer:
         raise DataError(f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed")
-    whole = placed(question, {len(_images(row)), len(images)})
+    question, images = inline(question, images)
+    whole = placed(question, {len(shown), len(images)})
     question, options = split_options(whole)
     given = row.get("options") if not options else None  # beside the question, in the form that ours have
     options = _texts(given) or options
@@ -81,6 +98,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if given and short.isdecimal() and answers.counts_another(int(short), options):
         raise DataError(f"key answer: {short} may be an option's text or its number; give its letter")
     if options and letter is None and not given:  # a list within an open question
+        _refuse_named(short, options)
         question, options = whole, []
     made = {
         "id": f"row-{number}" if row.get("id") in (None, "") else str(row["id"]),
@@ -110,11 +128,14 @@ def _taken_apart(answer: str) -> tuple[str, str]:
 
 
 def _letter(short: str, options: list[str]) -> str | None:
-    """The letter that an answer gives. Raises DataError of labels alone that are not one option's: a label before
-    another option's text, or several."""
-    letter = answers.choice(f"<answer>{short}</answer>", options)
-    if letter:
-        return letter
+    """The letter that an answer gives, or else its first line or sentence, before an explanation, or its last line.
+    Raises DataError of labels alone that are not one option's: a label before another option's text, or several."""
+    lines = [line for line in short.splitlines() if line.strip()]
+    sentence = re.split(r"(?<=[.!?])\s", lines[0], maxsplit=1)[0] if lines else ""
+    sentence = sentence if len(sentence.strip("*_ .")) > 1 else ""  # "A. fumigatus" is no A
+    for said in dict.fromkeys([short, *lines[:1], *lines[1:][-1:], sentence]):
+        if said and (letter := answers.choice(f"<answer>{said}</answer>", options)):
+            return letter
     letters = f"[{LETTERS[: len(options)]}]"
     listed_ones = re.fullmatch(rf"\W*{letters}(?:(?:\W+|\s+(?:and|or)\s+){letters})+\W*", short)
     if listed_ones or (re.fullmatch(rf"{letters}{{2,}}", short) and "".join(sorted({*short})) == short):  # "A, C", "AC"
@@ -124,6 +145,16 @@ def _letter(short: str, options: list[str]) -> str | None:
     if label and label[1].strip().casefold() in texts:
         raise DataError(f"key answer: {border.shown(short)} has the letter of another option than its text; give one")
     return None
+
+
+def _refuse_named(short: str, options: list[str]) -> None:
+    """Raises DataError of an answer that speaks of an option and gives none: as an open one's reference it would be
+    wrong of every right answer."""
+    text = short.casefold()
+    if re.search(rf"(?i)\b(?:option|answer|choice)\W{{1,3}}(?-i:[{LETTERS[: len(options)]}])\b", short) or any(
+        stands(option.strip().casefold(), text) for option in options
+    ):
+        raise DataError(f"key answer: {border.shown(short)} speaks of options and gives none; begin it with the letter")
 
 
 def _refuse_two_keys(row: Mapping[str, Any], kind: str, said: str, options: list[str]) -> None:
@@ -146,15 +177,42 @@ def _refuse_two_keys(row: Mapping[str, Any], kind: str, said: str, options: list
         raise DataError(f"key {one}: answers {first}, key {other}: answers {second}; delete the one that is wrong")
 
 
+def listed_in(question: str, sign: str) -> bool:
+    """True where a line of a question begins with a sign as its label, as "2. Gout" does."""
+    return bool(re.search(_LISTED.format(re.escape(sign)), question))
+
+
+def gives_away(question: str, options: Sequence[str], answer: str) -> str:
+    """The line of a question that gives its own answer, as "Answer: B" does; "" of none."""
+    for line in _GIVEN.finditer(question):
+        said = line[1].strip()
+        named = answers.choice(f"<answer>{said}</answer>", options) if options else said
+        if named and named.casefold() == answer.casefold():
+            return line[0].strip(" .?!\n")
+    return ""
+
+
+def inline(question: str, images: Sequence[Any]) -> tuple[str, list[Any]]:
+    """A question without the pictures that are named inside it, and the images with those that they lack."""
+    found = ["".join(filter(None, match.groups())).strip() for match in _INLINE.finditer(question)]
+    if not found or not all(_FILE.search(name) or name[:5] == "data:" for name in found):
+        return question, list(images)
+    return _INLINE.sub("", question).strip(), [*images, *(name for name in found if name not in images)]
+
+
 def placed(question: str, images: set[int]) -> str:
     """A question without the marks of its images' places, which come first. Raises DataError where the marks are of
     another number than the images, of which inline parts may or may not be counted."""
     if "<video>" in question:
         raise DataError("key question: <video>; videos are not read, give frames of it as images")
-    marks = len(_PLACE.findall(question))
+    numbers = [int(one or other) for one, other in _NUMBERED.findall(question)]
+    if numbers and max(numbers) > max(images):
+        raise DataError(f"key question: <image {max(numbers)}> is named, of {max(images)} images; give all in images")
+    marks = len(found := _PLACE.findall(question))
     if marks and marks not in images:
         raise DataError(
-            f"key question: <image> stands {marks} times, for {max(images)} images; write it for each or none"
+            f"key question: {found[0].strip()} stands {marks} times, for {max(images)} images; write it for each or "
+            "none"
         )
     return _PLACE.sub("", question).strip() if marks else question
 
@@ -181,7 +239,7 @@ def split_options(text: str) -> tuple[str, list[str]]:
         return text, []
     after = [line for line in lines[end:] if line.strip()]
     stem = "\n".join([*lines[:first], *after]).strip()
-    return re.sub(r"\n?\s*(?:options|choices|answer choices)\s*:\s*$", "", stem, flags=re.I), run
+    return re.sub(r"\n?\s*(?:options|choices|answer choices)\s*:\s*$", "", stem, flags=re.I), _without_separators(run)
 
 
 def items(cell: str) -> Any:
@@ -199,7 +257,9 @@ def items(cell: str) -> Any:
     bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
     if len(texts := listed(bracketed)[1]) > 1:
         return texts
-    return _parted(cell)
+    texts = _parted(cell)
+    numbered = [re.fullmatch(rf"\(?{number}[.)]\s+(\S.*)", text, re.DOTALL) for number, text in enumerate(texts, 1)]
+    return [match[1] for match in numbered if match] if all(numbered) else texts
 
 
 def pictures(cell: str) -> Any:
@@ -243,7 +303,9 @@ def _numpy(cell: str) -> str:
 
 def named(options: Any) -> Any:
     """A list of objects, one an option, as texts by their labels, or as texts where they have none; anything else as it
-    is. Labels are looked for under LABELS, texts under TEXTS."""
+    is. Labels are looked for under LABELS, texts under TEXTS, also of an object of two lists, as ARC has it."""
+    if isinstance(options, Mapping) and {*options} == {"text", "label"} and isinstance(options["text"], list | tuple):
+        return dict(zip(map(str, options["label"]), options["text"], strict=False))
     if not isinstance(options, list | tuple) or not options or not all(isinstance(o, Mapping) for o in options):
         return options
     pairs = [(_first(option, LABELS), _first(option, TEXTS)) for option in options]
@@ -272,7 +334,14 @@ def listed(text: str) -> tuple[list[str], list[str]]:
             break
         marks.append(found)
     ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
-    return list(LETTERS[: len(marks)]), [text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True)]
+    texts = [text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True)]
+    return list(LETTERS[: len(marks)]), _without_separators(texts)
+
+
+def _without_separators(texts: list[str]) -> list[str]:
+    """Texts without the mark that all but perhaps the last end with, which only divided them."""
+    mark = next((mark for mark in ";,|/" if len(texts) > 1 and all(text.endswith(mark) for text in texts[:-1])), "")
+    return [text.removesuffix(mark).rstrip() for text in texts] if mark else texts
 
 
 def _text(value: Any, key: str) -> str:
@@ -297,6 +366,7 @@ def _answer(row: Mapping[str, Any]) -> str:
     values = [row.get(key) for key in ANSWERS]
     values += [model.get("ground_truth")] if isinstance(model, Mapping) else []
     value = next((value for value in values if value not in (None, "", [])), "")
+    value = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # a completion as messages
         value = _content(value[-1], "completion")[0]
     if isinstance(value, int | float) and not isinstance(value, bool):

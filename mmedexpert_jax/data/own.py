@@ -31,11 +31,11 @@ _COLUMNS = {
 _MEANT = case_files.ALIASES | _COLUMNS  # a column -> the key of ours that it stands for
 _OPTION_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative)?[_ ]?([a-j])")
 _NUMBER_COLUMN = re.compile(r"(?:op|opt|option|choice|alternative|ending)[_ ]?(\d{1,2})")
-_ABSENT = ("", "nan")  # cells without an option
 _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
 _LABEL_AND_TEXT = re.compile(  # "b) Lupus"
     r"\W*(?:(?:option|answer|choice)\W*)?([A-J])[.):]\s*(\S.*)", re.IGNORECASE | re.DOTALL
 )
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".avif")  # files of a folder
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 
 
@@ -195,7 +195,9 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     images = found.get("images") or []
     images = forms.pictures(images) if isinstance(images, str) else images
     images = images if isinstance(images, list | tuple) else [images]
-    return found | {"id": str(found.get("id") or f"row-{number}"), "images": list(images)}
+    more = sorted((key for key in found if case_files.NUMBERED.fullmatch(key.lower())), key=tables.in_order)
+    images = [*images, *(cell for cell in map(found.pop, more) if cell not in (None, "", *images))]
+    return found | {"id": str(found.get("id") or f"row-{number}"), "images": images}
 
 
 def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
     else:
         return {}
     columns = {cells[key]: found.pop(key) for key in list(cells)}
-    columns = {key: text for key, text in columns.items() if _said(text).lower() not in _ABSENT}
+    columns = {key: text for key, text in columns.items() if _said(text).lower() not in tables.ABSENT}
     more = [key for key in found if re.fullmatch("[k-z]", key.lower()) and found[key] not in (None, "")]
     if len(columns) > len(LETTERS) or (len(columns) == len(LETTERS) and "k" in map(str.lower, more)):
         raise DataError(f"key options: {len(columns) + len(more)}; a case has at most {len(LETTERS)}")
@@ -349,10 +351,11 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
 
 def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str, Any]]:
     """A case for each DICOM series (a folder of files) and each other image, named by its place, never its header."""
-    volumes = 0
+    volumes, others = 0, list[str]()
     for folder, names in _folders(source):
-        scans = [name for name in names if medical.reader((folder / name).read_bytes())]
-        pictures = [name for name in names if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff")]
+        scans = [name for name in names if medical.reader(_head(folder / name))]
+        pictures = [name for name in names if Path(name).suffix.lower() in PICTURES]
+        others += [str((folder / name).relative_to(source)) for name in names if name not in {*scans, *pictures}]
         entries: list[tuple[Path, Any]] = [(folder / name, None) for name in pictures]
         if len(scans) > 1 and all(name not in pictures for name in scans):
             try:
@@ -365,6 +368,8 @@ def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str
             volumes += bool(slices)
             yield {"id": str(path.relative_to(source)), "question": "", "answer": "", "images": [image]}
     made.notes.append("question and answer are empty: fill them in, and options where it is multiple choice")
+    if others:
+        made.notes.append(f"{len(others)} other files were left out: {border.cut(', '.join(others))}")
     if volumes:
         made.notes.append(f"{volumes} volumes show {SLICES} slices at even distances: change slices, window, plane")
 
@@ -373,6 +378,13 @@ def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:
     for folder, folders, names in os.walk(source):
         folders.sort()
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _head(path: Path) -> bytes:
+    """The beginning of a file, by which medical formats are known; a zip, whose table stands at its end, whole."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+        return head + file.read() if head[:4] == b"PK\x03\x04" else head
 
 
 def _slices(path: Path) -> int | None:
@@ -429,7 +441,7 @@ def check(path: str | Path) -> list[Checked]:
     root = Path(path).expanduser()
     files = [root] if root.is_file() else []
     for split in () if files else SPLITS:
-        files += [file for suffix in tables.SUFFIXES if (file := root / f"{split}{suffix}").is_file()][:1]
+        files += [case_files.find(root, split)] if case_files.files_of(root, split) else []
     if not files:
         raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")
     seen: dict[str, str] = {}
@@ -443,11 +455,12 @@ def _check(file: Path, seen: dict[str, str]) -> Checked:
     try:
         for case in case_files.read_cases(file, refuse=refuse):
             try:
-                for image in case.images:
-                    for picture in case_files.pictures(image):
-                        picture.picture()
-                place = seen.setdefault(f"{case.question}\n{case.options}".casefold(), file.name)
-                if place != file.name and not case.images:
+                shown = [picture for image in case.images for picture in case_files.pictures(image)]
+                for picture in shown:
+                    picture.picture()
+                looks = [picture.sha256 for picture in shown]
+                place = seen.setdefault(f"{case.question}\n{case.options}\n{looks}".casefold(), file.name)
+                if place != file.name:
                     raise DataError(f"{file}, row of {case.id}, key question: the same stands in {place}")
             except DataError as error:
                 refuse(error)

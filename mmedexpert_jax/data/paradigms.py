@@ -1,7 +1,7 @@
 """The four paradigms of clinical reasoning (paper section 3.2, appendix A): what each asks for, what follows it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax.data.case import PARADIGMS as NAMES
@@ -23,11 +23,20 @@ _DEDUCTION = re.compile(
     r"|因为|由于|所以|因此|导致|引起|说明",
     re.I,
 )
-_PRIOR = re.compile(r"\b(prior|pre-?test|base rate)\b|先验|验前", re.I)
+# behind "prior" and "posterior" where they are probabilities: no other word, as in "posterior wall" and "prior to"
+_NOUN = (
+    r"s?\b(?!-|\s+(?!(?:probabilit|odds|chance|belief|estimate|likelihood|prevalence|suspicion|distribution|is|was|of|for|"
+    r"in|here|now|then|after|given|favou?r|rise|fall|goes|become|remain|increase|decrease|drop|shift|move|would|low|"
+    r"high|strongly|clearly|about|roughly)"
+    r"(?:s|y|ies|e?d|ped)?\b)[a-z])"
+)
+PRIOR = rf"\bprior{_NOUN}|\bpre-?test\b|先验|验前"
+POSTERIOR = rf"\bposterior{_NOUN}|\bpost-?test\b|后验|验后"
+BASE = re.compile(rf"{PRIOR}|\bbase rate\b", re.I)
 _EVIDENCE = re.compile(
     r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b|证据|似然|升高|降低", re.I
 )
-_POSTERIOR = re.compile(r"\b(posterior|post-?test)\b|后验|验后", re.I)
+_POSTERIOR = re.compile(POSTERIOR, re.I)
 
 
 def statements(trace: str) -> list[str]:
@@ -41,6 +50,14 @@ def statements(trace: str) -> list[str]:
     return []
 
 
+def apart(text: str, options: Sequence[str]) -> str:
+    """A text without the options that hold a word of probability in another meaning, as "Occiput posterior"."""
+    for option in options:
+        if re.search(r"\b(?:prior|posterior)\b", option, re.I):
+            text = re.sub(rf"{re.escape(option)}(?!\s*:)", "...", text, flags=re.I)
+    return text
+
+
 def _differential(steps: list[str], options: tuple[str, ...]) -> bool:
     text = " ".join(steps).lower()
     named = sum(stands(option.lower(), text) for option in options)
@@ -48,19 +65,18 @@ def _differential(steps: list[str], options: tuple[str, ...]) -> bool:
 
 
 def _intuitive(steps: list[str], options: tuple[str, ...]) -> bool:
-    text = " ".join(steps)
-    return bool(_RECOGNITION.search(text)) and not _PRIOR.search(text) and not _POSTERIOR.search(text)
+    text = apart(" ".join(steps), options)
+    return bool(_RECOGNITION.search(text)) and not BASE.search(text) and not _POSTERIOR.search(text)
 
 
 def _analytical(steps: list[str], options: tuple[str, ...]) -> bool:
-    text = " ".join(steps)
+    text = apart(" ".join(steps), options)
     return sum(bool(_DEDUCTION.search(step)) for step in steps) >= 2 and not _POSTERIOR.search(text)
 
 
 def _bayesian(steps: list[str], options: tuple[str, ...]) -> bool:
-    first = [
-        next((i for i, step in enumerate(steps) if cue.search(step)), -1) for cue in (_PRIOR, _EVIDENCE, _POSTERIOR)
-    ]
+    bare = [apart(step, options) for step in steps]
+    first = [next((i for i, step in enumerate(bare) if cue.search(step)), -1) for cue in (BASE, _EVIDENCE, _POSTERIOR)]
     return 0 <= first[0] <= first[1] <= first[2] and first[0] < first[2]
 
 

@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, Protocol
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 
-ABSENT = ("", "nan", "<na>")  # texts of cells that are empty, also as pandas writes them
+# texts of cells that are empty, also as pandas, databases and spreadsheets write them
+ABSENT = ("", "nan", "<na>", "null", "#n/a", "#ref!", "#value!", "#name?")
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 GROUP_BYTES = 1 << 26  # of a Parquet row group's images that are held to read one of them
 INDEX = 64  # characters of an image cell that may be another row's index; no image is so small
@@ -41,6 +42,7 @@ _OTHERS = {
     b"sqlite format 3": "a database; write its rows out as JSON Lines",
 }
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # the first line of a CSV that a spreadsheet wrote
+_END_OF_LINE = re.compile("_x000D_\n?|\r\n?|\x0b")  # within a cell, as spreadsheets write it
 _END = "\0end of the table"  # no cell holds it
 _COPYING = threading.Lock()  # of large Parquet groups into the cache
 _OPEN = "a quote opens a cell and is never closed"
@@ -103,6 +105,11 @@ def existing(path: Path) -> Path:
         return path
     forms = (Path(unicodedata.normalize("NFC", name)), Path(unicodedata.normalize("NFD", name)))
     return next((form for form in forms if form.exists()), path)
+
+
+def in_order(name: str) -> list[str | int]:
+    """What sorts names by their numbers: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 @functools.lru_cache(maxsize=1)
@@ -193,6 +200,8 @@ def _json(place: Place, name: str, images: Sequence[str]) -> Values:
     if re.match(rb"(?:\xef\xbb\xbf)?\s*\{[^\n]*\}\r?\n\s*\{", content):
         yield from _jsonl(place, name, images)
         return
+    if len(content) > border.MAX_BYTES:
+        raise DataError(f"{name} is longer than the {border.MAX_BYTES} bytes of JSON that are read; use JSON Lines")
     value = border.parse_json(content, name)
     if isinstance(value, dict) and value:
         arrays = [column for column in value.values() if isinstance(column, list)]
@@ -269,7 +278,7 @@ def _cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | str:
         alone = f" ({border.shown(header[0])}); the first line of a table names its columns" if len(header) == 1 else ""
         return f"{len(cells)} cells under {len(header)} columns{alone}"
     # a column without a name holds the numbers of the rows, as pandas writes them
-    return {name: cell for name, cell in zip(header, cells, strict=True) if name}
+    return {name: _END_OF_LINE.sub("\n", cell) for name, cell in zip(header, cells, strict=True) if name}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Words of a text, also in scripts that set no blanks between them."""
 
 import re
+import unicodedata
 
 from mmedexpert_jax.data import contamination
 
 # Chinese and Japanese; Thai, Lao, Burmese and Khmer: each with its characters a word.
 _SCRIPTS = ((contamination.UNSPACED.pattern, 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
+_SIGNS = str.maketrans(dict.fromkeys("’‘ʼ", "'") | dict.fromkeys("‐‑‒–—−", "-"))
 UNSPACED = re.compile("|".join(script for script, _ in _SCRIPTS))
 
 
@@ -20,9 +22,15 @@ def word_count(text: str) -> int:
     return round(unspaced) + sum(any(map(str.isalnum, word)) for word in text.split())
 
 
+def plain(text: str) -> str:
+    """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones."""
+    return " ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split())
+
+
 def stands(phrase: str, text: str) -> bool:
-    """True for a phrase that stands in a text as whole words, perhaps in the plural, if its script divides words: "MS"
-    does not in "symptoms"."""
+    """True for a phrase that stands in a text as whole words, whatever signs and line ends either is written with, and
+    perhaps in the plural, if its script divides words: "MS" does not in "symptoms"."""
+    phrase, text = plain(phrase), plain(text)
     if UNSPACED.search(phrase):
         return phrase in text
     return bool(re.search(rf"(?<!\w){re.escape(phrase)}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))

@@ -36,6 +36,8 @@ from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder,
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
+# what only the stage collect of a dataset run writes
+COLLECTED = tuple(f"export/{name}" for name in ("rejected.jsonl", "duplicates.csv", "contamination.csv"))
 REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they reuse what is done and may be run again
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 _HOME = re.compile(r"(?<![^=,+:])~[\w.-]*(?=/|$)")  # where a path begins, also one behind "name="
@@ -171,7 +173,8 @@ def run_job(config: ConfigDict) -> bool:
     if processes.is_writer():
         for folder in inner:  # before anything of the run is deleted
             refuse_in_use(folder)
-    opened = Run.open(config.workdir, config, fresh=config.fresh, keep=keep, drift=drift)
+    spared = COLLECTED if config.job == "dataset" and "collect" not in config.stages else ()
+    opened = Run.open(config.workdir, config, fresh=config.fresh, keep=keep, drift=drift, spared=spared)
     with opened as run, processes.log(run.path / "logs"):
         if run.done and config.job not in REPEATABLE:
             print(f"{config.job} in {config.workdir} is already finished", flush=True)

@@ -61,6 +61,13 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
             "mechanism; they are reasoned about analytically alone",
             flush=True,
         )
+    default = sum(record.specialty_by == "default" for record in records)
+    if 2 * default > len(records):
+        print(
+            f"{default} of {len(records)} cases speak of nothing that tells their specialty, and are AM; give the rows "
+            "specialty or field, or let a teacher vote (config.votes)",
+            flush=True,
+        )
     found.counts["all", "without a paradigm"] = sum(not record.paradigms for record in records)
     if not any(record.paradigms for record in records):
         raise DataError(

@@ -15,11 +15,13 @@ from mmedexpert_jax import privacy
 from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
-from mmedexpert_jax.data.contamination import without_last_question, words_in
+from mmedexpert_jax.data.contamination import words_in
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.mmedexpert import filters
+from mmedexpert_jax.mmedexpert.eligibility import CHOOSE
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
+from mmedexpert_jax.processing.segments import PNG
 
 QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
@@ -32,7 +34,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "answer": (TEXT, "letter of the key"),
     "specialty": (TEXT, "AM, CAH, BS or CSI"),
     "task": (TEXT, "sub-specialty; empty where none is told"),
-    "images": (IMAGES, "the files as the source had them"),
+    "images": (IMAGES, "PNG or JPEG files, without headers"),
     "paradigm": (TEXT, "way of reasoning of the trace"),
     "trace": (TEXT, "numbered statements, without tags"),
     "paradigms": (TEXTS, "ways of reasoning that apply to the case"),
@@ -64,7 +66,8 @@ class Built:
     def row(self) -> dict[str, Any]:
         """As a row of SCHEMA."""
         case, trace = self.trace.case, self.trace
-        names = [f"{p.sha256[:16]}{Path(p.name).suffix.lower()}" for p in case.images]
+        # held as PNG or JPEG, whatever the source's file was
+        names = [f"{p.sha256[:16]}{'.png' if p.open().startswith(PNG) else '.jpg'}" for p in case.images]
         return columns.row(
             case,
             SCHEMA,
@@ -166,8 +169,14 @@ def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
 
 
 def _vignette(case: RawCase) -> str:
-    """The part that questions on one vignette share, before the last question; of a short one the case's own id."""
-    words = words_in(without_last_question(case.question))
+    """The part that questions on one vignette share: its sentences, lines or Chinese clauses but those that ask, with
+    whatever mark, at the end or before it; of a short one the case's own id."""
+    parts = [part.strip() for part in re.split(r"(?<=[.!?;؟])\s+|(?<=[。！？，।])|\n", case.question) if part.strip()]
+    parts = [part for part in parts if not CHOOSE.search(part)]
+    told = [part for part in parts if part.rstrip("\"'”’»)）")[-1:] not in ("?", "？", "؟")]
+    if parts and told and parts[0] == told[0] and parts[-1] == told[-1]:  # what asks has no mark, and does not begin
+        told = told[:-1]
+    words = words_in(" ".join(told) or case.question)
     return " ".join(words) if len(words) >= VIGNETTE else f"id {case.id}"
 
 

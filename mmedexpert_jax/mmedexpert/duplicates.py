@@ -14,7 +14,7 @@ from mmedexpert_jax.mmedexpert.sources.canonical import normal
 
 WORDS = 5  # of a shingle
 PERMUTATIONS, BANDS = 128, 32  # four rows a band: texts of Jaccard 0.8 meet with probability 1 - 1e-7
-_PRIME = np.uint64(2**61 - 1)
+MARGIN = 0.2  # below the threshold, five standard errors of the share of PERMUTATIONS
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ def duplicates(records: Sequence[RawCase], threshold: float = 0.8) -> list[Dupli
     dropped: set[int] = set()
     # right option and images, which a near duplicate has in common with a case
     common = [(normal(case.answer_text), *(picture.sha256 for picture in case.images)) for case in unique]
-    groups = _groups(shingled, common)
+    groups, signatures = _groups(shingled, common)
     for a in range(len(unique)):
         if a in dropped:  # and not looked at again: of cases that are all the same the first drops the others
             continue
-        for b in sorted({b for group in groups[a] for b in group if b > a and b not in dropped}):
+        near = np.array(sorted({b for group in groups[a] for b in group if b > a and b not in dropped}), np.int64)
+        # equal entries estimate Jaccard to 0.04: what is far below is not counted word by word
+        alike = (signatures[near] == signatures[a]).mean(axis=1) >= threshold - MARGIN
+        for b in near[alike].tolist():
             score = len(shingled[a] & shingled[b]) / len(shingled[a] | shingled[b])
             if score >= threshold:
                 dropped.add(b)
@@ -73,18 +76,21 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in grams)
 
 
-def _groups(shingled: Sequence[frozenset[int]], shared: Sequence[Hashable]) -> list[list[list[int]]]:
+def _groups(shingled: Sequence[frozenset[int]], shared: Sequence[Hashable]) -> tuple[list[list[list[int]]], np.ndarray]:
     """For each case the groups in which it stands: cases with the same `shared` whose MinHash signatures share a band
-    (Broder 1997)."""
+    (Broder 1997); and the signatures, [n, PERMUTATIONS]."""
     rng = np.random.default_rng(0)
-    scale, shift = rng.integers(1, 2**31, (2, PERMUTATIONS), dtype=np.uint64)
+    scale, shift = rng.integers(0, 2**64, (2, PERMUTATIONS), dtype=np.uint64)
+    scale |= np.uint64(1)  # odd, modulo 2^64: small factors would leave the hashes nearly in their own order
     groups: defaultdict[tuple[Hashable, int, bytes], list[int]] = defaultdict(list)
     own: list[list[list[int]]] = []
+    signatures = np.empty((len(shingled), PERMUTATIONS), np.uint64)
     for index, grams in enumerate(shingled):
         hashes = np.fromiter(grams, np.uint64, len(grams))
-        signature = ((hashes[:, None] * scale + shift) % _PRIME).min(axis=0)  # [PERMUTATIONS]
+        signature = (hashes[:, None] * scale + shift).min(axis=0)  # [PERMUTATIONS]
+        signatures[index] = signature
         bands = enumerate(rearrange(signature, "(band row) -> band row", band=BANDS))
         own.append([groups[shared[index], band, part.tobytes()] for band, part in bands])
         for group in own[-1]:
             group.append(index)
-    return own
+    return own, signatures

@@ -28,6 +28,11 @@ APPLY = {
     "other": ("analytical",),
 }
 POLICIES = ("balanced", "all")
+CHOOSE = re.compile(  # an instruction behind the question
+    r"^(?:choose|select|pick) (?:one|two|\d|an? (?:answer|option)|the (?:one |single )?best (?:answer|option))\b|"
+    r"[1-9１-９一]つ選べ",
+    re.I,
+)
 _NONE = re.compile(
     r"\b(?:ethic|autonomy|beneficence|informed consent|confidentiality|malpractice|power of attorney|"
     r"confidence interval|p-?value|null hypothesis|type (?:i|ii|1|2) error|odds ratio|relative risk|number needed|"
@@ -85,10 +90,10 @@ _FOREIGN = {
 
 
 def ask(question: str) -> str:
-    """The sentence that asks: the last one with a question mark, else the last sentence."""
+    """The sentence that asks: the last one with a question mark, else the last sentence that is no instruction."""
     sentences = [s.strip() for s in re.split(r"(?<=[.?!])\s+(?=[A-Z¿\"(])|(?<=[。？！])|\n", question) if s.strip()]
     asked = [sentence for sentence in sentences if sentence.endswith(("?", "？"))]
-    return (asked or sentences or [""])[-1]
+    return (asked or [sentence for sentence in sentences if not CHOOSE.search(sentence)] or sentences or [""])[-1]
 
 
 def kind(record: RawCase) -> str:
@@ -103,8 +108,10 @@ def kind(record: RawCase) -> str:
 
 
 def paradigms(record: RawCase, kind: str) -> tuple[str, ...]:
-    """The paradigms that apply; none where the question is one of ethics, law or statistics."""
-    return () if kind != "diagnosis" and _NONE.search(record.question) else APPLY[kind]
+    """The paradigms that apply; none where the question is one of ethics, law or statistics. Of a treatment or a
+    mechanism what is asked says so: a vignette may speak of a consent or of a cohort."""
+    said = record.question if kind == "other" else ask(record.question)
+    return () if kind != "diagnosis" and _NONE.search(said) else APPLY[kind]
 
 
 def with_paradigms(record: RawCase) -> RawCase:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.data.paradigms import COUNTS, PARADIGMS, statements
-from mmedexpert_jax.data.words import stands, word_count
+from mmedexpert_jax.data.paradigms import BASE, COUNTS, PARADIGMS, POSTERIOR, PRIOR, apart, statements
+from mmedexpert_jax.data.words import plain, stands, word_count
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
@@ -29,9 +29,7 @@ _CAUSAL = re.compile(
     r"|因为|由于|所以|因此|导致|引起|说明",
     re.I,
 )
-_PROBABILITY = re.compile(
-    r"\b(?:prior|posterior|pre-?test|post-?test|likelihood ratio)\b|先验|后验|验前|验后|似然比", re.I
-)
+_PROBABILITY = re.compile(rf"{PRIOR}|{POSTERIOR}|\blikelihood ratio\b|似然比", re.I)
 _DIRECTION = re.compile(
     r"→|->|\b(?:raises?|lowers?|increases?|decreases?|more likely|less likely|up to|down to|keeps|argues?|fits|halves|"
     r"doubles|to (?:about |roughly )?\d+ ?%)|升高|降低|更可能|更不可能|增加|减少|升至|降至",
@@ -50,9 +48,9 @@ class Statements:
 
     def named(self, text: str) -> set[int]:
         """Indices of the options that `text` names; an option inside another one that is named does not count."""
-        lower = text.lower()
+        lower = plain(text).lower()
         found = {i for i, option in enumerate(self.options) if stands(option.lower(), lower)}
-        texts = {i: self.options[i].lower() for i in found}
+        texts = {i: plain(self.options[i]).lower() for i in found}
         return {
             i
             for i in found
@@ -94,14 +92,7 @@ def _links(trace: Statements) -> bool:
 
 
 def _updates(trace: Statements) -> bool:
-    prior = next(
-        (
-            i
-            for i, step in enumerate(trace.steps)
-            if re.search(r"\b(?:prior|pre-?test|base rate)\b|先验|验前", step, re.I)
-        ),
-        0,
-    )
+    prior = next((i for i, step in enumerate(trace.steps) if BASE.search(apart(step, trace.options))), 0)
     between = [re.sub(r"^\s*(?:evidence|证据)\s*[:：]", "", step, flags=re.I) for step in trace.steps[prior + 1 : -1]]
     findings = [part for step in between for part in re.split(r"[,;.]\s|[，；。]", step) if word_count(part) > 1]
     return len(findings) >= 2 and bool(_DIRECTION.search(" ".join(between)))
@@ -133,7 +124,7 @@ REQUIRED: dict[str, tuple[Move, ...]] = {
 _NO_PROBABILITIES = Move(
     "probabilities",
     "Do not speak of prior or posterior probabilities.",
-    lambda trace: not _PROBABILITY.search(trace.text),
+    lambda trace: not _PROBABILITY.search(apart(trace.text, trace.options)),
 )
 _NO_LIST = Move("list", "Do not list candidates and exclude them one by one.", _no_list)
 FORBIDDEN: dict[str, tuple[Move, ...]] = {

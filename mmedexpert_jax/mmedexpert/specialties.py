@@ -31,9 +31,15 @@ TITLES = {
 _YOUNG = re.compile(
     r"(?<!whose )\b(?:newborn|neonat\w*|infant|toddler|schoolchild|preterm|premature (?:boy|girl|baby)|"
     r"baby(?! (?:aspirin|powder|oil|shampoo|food))|boy|girl|adolescent|teenager|child)\b(?!-|bearing|hood)|"
-    r"患[儿童]|[新男女幼]?婴儿|新生儿|小儿|[男女]孩",
+    r"患[儿童]|[新男女幼]?婴儿|新生儿|小儿|[男女]孩|[남여영]아|신생아|мальчик|девочк|младен|"
+    r"\b(?:Säugling|Neugeborene|Kleinkind|nourrisson|nouveau-né|lactante|recién nacid)",
     re.I,
 )
+_NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_WORDED = re.compile(  # "sixteen-year-old"
+    rf"(?<![\w-])(?:{_NUMBERS.replace(' ', '|')})(?=[\s-](?:years?|months?|weeks?|days?)[\s-]old\b)", re.I
+)
+_UNIT = r"[\s-]*(?P<unit>years?|yrs?|y|months?|mos?|weeks?|wks?|days?|hours?)\b"
 _AGE = re.compile(  # of somebody or something that is so old; "45 yo"
     r"\b(?<![\d.])(?P<number>\d{1,3})(?:\.\d+)?[\s-]*(?:"
     r"(?P<unit>years?|yrs?|months?|mos?|weeks?|wks?|days?|hours?)[\s-]*old\b|(?P<short>y\.?/?o\b\.?))",
@@ -51,26 +57,38 @@ _THING = re.compile(
 )
 _BROUGHT = re.compile(r"\b(?:brings?|brought|carries|carried)(?: in)? (?:her|his|their|the|an?) $", re.I)
 _AGES = (  # other ways to say it
-    re.compile(r"\bage(?:d)? (?P<number>\d{1,3})\b", re.I),
+    re.compile(rf"\baged?:? (?P<number>\d{{1,3}})\b(?:{_UNIT})?", re.I),
+    re.compile(r"\b(?P<number>\d{1,3})[\s-](?P<unit>months?|weeks?|days?|hours?) of age\b", re.I),
     re.compile(
-        r"\b(?:(?:wo)?man|(?:fe)?male|boy|girl|patient|lady|gentleman),? (?:of )?\(?(?P<number>\d{1,3})(?=[,)]|$)", re.I
+        r"\b(?:(?:wo)?man|(?:fe)?male|boy|girl|patient|lady|gentleman)[,:]? (?:of )?\(?(?P<number>\d{1,3})"
+        r"(?: ?(?:y(?:ea)?rs?|y))?(?=[,)]|$)",
+        re.I,
     ),
     re.compile(r"(?:^|[.!?]\s+)(?:[Aa]n? )?(?P<number>\d{1,3})[MF]\b(?! (?:catheter|sheath|tube|drain))"),
     re.compile(r"(?P<number>\d{1,3})\s*(?:周?岁|歳|세)"),
     re.compile(
         r"(?:âgée? de|homme de|femme de|garçon de|fille de|enfant de|hombre de|mujer de|paciente de|niñ[oa] de|"
-        r"varón de|uomo di|donna di|bambin[oa] di) (?P<number>\d{1,3}) (?:ans|años|anos|anni)\b|"
+        r"varón de|homem de|mulher de|menin[oa] de|uomo di|donna di|bambin[oa] di) (?P<number>\d{1,3}) "
+        r"(?:ans|años|anos|anni)\b|"
         r"\b(?P<years>\d{1,3})-?jährige[rsn]?\b",
         re.I,
     ),
+    re.compile(r"\b(?P<number>\d{1,3}) (?P<unit>Jahre|Monate|Wochen|Tage) alt(?:e[rsn]?)?\b", re.I),
+    re.compile(r"생후 (?P<number>\d{1,3})\s*(?P<unit>개월|주|일)"),
+    re.compile(
+        r"(?:мальчик|девочк|реб[её]н|пациент|больн|мужчин|женщин)\w*,? (?P<number>\d{1,3}) (?P<unit>лет|год|мес)", re.I
+    ),
 )
-_PAEDIATRIC = re.compile(r"\bp(?:a)?ediatric|\bneonat|child and adolescent", re.I)
+_PAEDIATRIC = re.compile(
+    r"\bp(?:a)?ediatric|\bneonat|child and adolescent|\bp[äé]diatr|\bKinder(?:heil|chir)|儿科|小儿|新生儿|小児", re.I
+)
 _CSI = re.compile(
     r"\b(?:\w*(?:cancer|carcinoma|sarcoma|lymphoma|leuk(?:a)?emia|melanoma|myeloma|metasta\w+|neoplasm|glioma|"
     r"blastoma)|tumou?rs?|malignan\w+|chemotherap\w+|radiotherap\w+|oncolog\w*|surg(?:ery|ical|eon)\w*|resect\w+|"
     r"\w+ectom(?:y|ies)|post-?operative\w*|pre-?operative\w*|intra-?operative\w*|an(?:a)?esthesi\w+|laparo\w+|"
     r"incision|hernia|appendicitis|fractur\w+|trauma\w*|burns?|burned|gunshot|stab wound|orthop(?:a)?edic\w*|"
-    r"transplant\w*|skeletal)\b",
+    r"transplant\w*|skeletal)\b|外科|骨科|整形|肿瘤|癌|术后|手术|骨折|化疗|放疗|麻醉|\w*(?:karzinom|krebs)|\b(?:chir[uú]rg|"
+    r"fraktur|c[aá]ncer)",
     re.I,
 )
 _BS = re.compile(
@@ -78,7 +96,8 @@ _BS = re.compile(
     r"epilep\w+|headaches?|migraine|dementia|alzheimer\w*|parkinson\w*|multiple sclerosis|mening\w+|encephal\w+|GCS|"
     r"cranial nerve|nervous|psychiatr\w+|psychosis|hallucinations?|delusions?|depressi(?:on|ve)|bipolar|anxiety|"
     r"suicid\w+|schizophreni\w+|eyes?|ophthalm\w*|ocular|retin(?:a|al)\w*|visual|vision|cornea\w*|glaucoma|optic|"
-    r"ears?|hearing|audio\w+|tinnitus|vertigo|otolaryng\w*|otitis|deaf\w*|senses|sensory)\b",
+    r"ears?|hearing|audio\w+|tinnitus|vertigo|otolaryng\w*|otitis|deaf\w*|senses|sensory)\b|神经|脑|癫痫|帕金森|头痛|精神|"
+    r"抑郁|眼|耳|\b(?:Schlaganfall|accident vasculaire|ictus)\b",
     re.I,
 )
 _AM = re.compile(
@@ -86,7 +105,8 @@ _AM = re.compile(
     r"asthma|COPD|bronch\w+|pulmonary embol\w+|diabet\w+|thyroid\w*|cirrhosis|hepatitis|colitis|ulcer|kidney|renal|"
     r"nephr\w+|an(?:a)?emia|arthritis|lupus|gout|vasculitis|sepsis|septic|HIV|tuberculosis|hypertension|"
     r"blood pressure category|cardiovascular|respiratory system|digestive|urinary|endocrine|internal medicine|"
-    r"cardiolog\w+)\b",
+    r"cardiolog\w+)\b|内科|心血管|心肌|心力|冠心|肺炎|哮喘|肝炎|肝硬化|肾|糖尿病|高血压|甲状腺|"
+    r"\b(?:Innere Medizin|kardiolog)",
     re.I,
 )
 _CUES = {"CSI": _CSI, "BS": _BS, "AM": _AM}
@@ -148,6 +168,7 @@ def rule(record: RawCase) -> tuple[str, str]:
 def under_age(question: str) -> bool:
     """True for a patient under 18: by the first age of a person that the vignette gives, before others that of whom
     somebody brings, else by a word for the young."""
+    question = _WORDED.sub(lambda found: str(_NUMBERS.split().index(found[0].lower()) + 1), question)
     ages = [found for found in _AGE.finditer(question) if _of_a_person(question, found)]
     brought = [found for found in ages if _BROUGHT.search(question, max(0, found.start() - 30), found.start())]
     if ages:
@@ -155,7 +176,9 @@ def under_age(question: str) -> bool:
         return not (first["unit"] or "y").lower().startswith("y") or int(first["number"]) < 18
     others = (found for form in _AGES if (found := form.search(question)))
     if other := min(others, key=re.Match.start, default=None):
-        return int(other["number"] or other["years"]) < 18
+        said = other.groupdict()
+        of_years = (said.get("unit") or "y").lower()[0] in "yjлг"
+        return not of_years or int(said["number"] or said["years"]) < 18
     return bool(_YOUNG.search(question))
 
 

@@ -34,6 +34,7 @@ ADDRESS = re.compile(rf"data:|file:|{_WEB.pattern}", re.IGNORECASE)  # of an ima
 BASE64 = ("iVBO", "/9j/", "R0lG", "UklG")  # beginnings of PNG, JPEG, GIF and WebP in it
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
 FAINT = 2  # opacity, of 255, up to which nothing of a pixel is seen: programs leave 0 or 1 in channels they do not use
+ORIENTATION = 274  # EXIF's tag; 1: upright
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags that say what 0 means (0: white), and the type (2: signed)
 
 
@@ -150,7 +151,7 @@ def decode(
 
     The EXIF orientation is applied. Transparency is composited on white, as transformers' `convert_to_rgb` does
     (its `load_image`, used for paths, drops alpha instead and shows whatever colour hides under it). 16-bit grey is
-    scaled by its full range; one whose values fill 12 bits at most would be black and is refused without a window
+    scaled by its full range; one whose values lie within a quarter of it is refused without a window, as one grey
     (Pillow and so transformers clip it at 255). Floats are read as 0..1 when none exceeds 1, else as 0..255.
     DICOM: `processing.medical`, NIfTI: `processing.nifti`.
 
@@ -229,7 +230,7 @@ def clean(data: bytes, name: str, view: View = PLAIN) -> bytes:
     """
     with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # the decoder says what is wrong
         coarse = _coarse(image)  # before a look at its texts loads it
-        silent = not ({"exif", "comment", "transparency", "xmp"} & {*image.info}) and not getattr(image, "text", None)
+        silent = "transparency" not in image.info and image.getexif().get(ORIENTATION, 1) == 1
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB") and _pages(image) == 1
         if silent and plain and view == PLAIN and not coarse:
             image.load()
@@ -415,10 +416,13 @@ def _coarse(image: Image.Image) -> bool:
 
 
 def _check_coarse(image: Image.Image, name: str) -> None:
-    """Raises DataError where colours of 16 bits hold values of 12 at most, whose upper 8 are nearly black."""
-    brightest = int(np.asarray(image.convert("RGB")).max())
-    if 0 < brightest < 16:
-        raise DataError(f"{name}: a 16-bit colour image with values of 12 bits at most; save it with 8 bits a channel")
+    """Raises DataError where colours of 16 bits hold values of 14 at most but for a few, whose upper 8 are dark."""
+    brightest = np.percentile(np.asarray(image.convert("RGB")), 99.9)
+    if 0 < brightest < 64:
+        bits = 12 if brightest < 16 else 14
+        raise DataError(
+            f"{name}: a 16-bit colour image with values of {bits} bits at most; save it with 8 bits a channel"
+        )
 
 
 def _deep(image: Image.Image) -> bool:
@@ -474,13 +478,17 @@ def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarra
             f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit, or give a "
             f'"window": [centre, width]'
         )
-    # 12-bit scanners write 0..4095 into 16 bits. By the full range that is black, and which part of it matters only
-    # the owner knows. Values of 8 bits at most are no scan (an empty mask, a blank).
-    if limit == 65535 and 255 < highest < 4096:
-        raise DataError(
-            f'{name}: a 16-bit image with grey values up to {highest:g} only (12 bits); give it a "window": [centre, '
-            'width], or "range" for darkest to brightest, or "full" to scale by 65535'
-        )
+    # 12-bit scanners write 0..4095 into 16 bits, and others shift them. By the full range that is one grey, whatever a
+    # few pixels of a burnt-in letter say, and which part of it matters only the owner knows. Two levels are a mask.
+    if limit == 65535:
+        counts = np.bincount(values.ravel().astype(np.int64))
+        low, high = np.searchsorted(np.cumsum(counts), np.array([0.01, 0.99]) * values.size)
+        if high - low < 65536 / 4 and (255 < highest < 4096 or np.count_nonzero(counts) > 2):
+            bits = "12 bits" if highest < 4096 else f"up to {highest:g} in all"
+            raise DataError(
+                f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only ({bits}); give it a "
+                '"window": [centre, width], or "range" for darkest to brightest, or "full" to scale by 65535'
+            )
     if limit == 65535:  # looked up, since a table of 65,536 levels costs less than arithmetic on every pixel
         return grey(np.arange(65_536) / limit)[values.astype(np.uint16)]
     return grey(values / limit)

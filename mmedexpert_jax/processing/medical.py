@@ -247,6 +247,7 @@ def _dicom_frame(dataset: Any, place: int, name: str, view: View) -> Image.Image
     depth = values.dtype.itemsize * 8
     if "PALETTE" not in kind:
         depth = int(dataset.get("BitsStored") or depth)
+    depth = 8 if depth == 16 and values.max() <= 255 else depth  # 8 bits in a wider table, as old ultrasound has it
     return Image.fromarray(grey(values / (2.0**depth - 1)) if depth != 8 else values.astype(np.uint8)).convert("RGB")
 
 
@@ -329,13 +330,28 @@ def _levels(
         hounsfield = dataset.get("Modality") == "CT" and "RescaleSlope" in look
         levels = windowed(units.astype(np.float64), view.window, extent, _full(look), name, hounsfield)
     elif _has_lut(look):
-        levels = grey(apply_voi_lut(units, look) / (2.0 ** int(look.VOILUTSequence[0].LUTDescriptor[2]) - 1))
+        levels = grey(_looked_up(units, look.VOILUTSequence[0], look.original_encoding[1] is not False))
     else:
         if _has_window(look):
             _check_window(look, name)
         shown, (low, high) = (apply_voi_lut(units, look), _full(look)) if _has_window(look) else (units, extent)
         levels = grey((shown.astype(np.float64) - low) / ((high - low) or 1.0))
     return 255 - levels if look.PhotometricInterpretation == "MONOCHROME1" else levels
+
+
+def _looked_up(units: np.ndarray, lut: Any, little: bool) -> np.ndarray:
+    """Shares of full white by a VOI LUT (PS3.3 C.11.2.1.1), whose entries of 8 bits may be packed. White is the LUT's
+    own maximum where that is beyond its bits, or of 12 bits at most where it says 16."""
+    count, first, bits = (int(number) for number in lut.LUTDescriptor)
+    count, data = count or 1 << 16, lut.LUTData
+    if isinstance(data, bytes):
+        wide = "<u2" if little else ">u2"
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else wide)
+    entries = np.asarray(data, np.float64)[:count]
+    white, top = 2.0**bits - 1, entries.max()
+    if top > white or top < white / 15:
+        white = top or 1.0
+    return entries[np.clip(units - first, 0, len(entries) - 1).astype(np.intp)] / white
 
 
 def _look(dataset: Any, place: int, name: str) -> Any:

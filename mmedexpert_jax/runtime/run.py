@@ -77,7 +77,13 @@ class Run:
 
     @classmethod
     def open(
-        cls, workdir: str | os.PathLike, config: Any, fresh: bool = False, keep: int = 2, drift: bool = False
+        cls,
+        workdir: str | os.PathLike,
+        config: Any,
+        fresh: bool = False,
+        keep: int = 2,
+        drift: bool = False,
+        spared: tuple[str, ...] = (),
     ) -> "Run":
         """Creates a run, or resumes the one that is there.
 
@@ -87,6 +93,7 @@ class Run:
             fresh: delete an earlier run in it and start over. Files that are not a run's are never touched.
             keep: checkpoints to keep.
             drift: go on with another config than the run's; for jobs whose stored results name all they depend on.
+            spared: files of its folders that `fresh` keeps, as "export/x".
 
         Raises:
             ConfigError: the run there was started with another config (unless `drift`), or the directory is something
@@ -105,7 +112,7 @@ class Run:
         lock = _lock(path)
         try:
             if fresh:
-                _wipe(path)
+                _wipe(path, keep=spared)
             elif not drift and (refusal := _drift_refusal(path, plain)):
                 if not _failed_early(path):
                     raise ConfigError(refusal)
@@ -347,12 +354,17 @@ def _lock(path: Path) -> Any:
 
 
 def _wipe(path: Path, keep: tuple[str, ...] = ()) -> None:
+    """Deletes what is a run's but for the names in `keep`, which may be of files in a folder of it, as "export/x"."""
     with files.writing(path):
         for name in set(LAYOUT) - set(keep):
-            if (path / name).is_dir() and not (path / name).is_symlink():
-                shutil.rmtree(path / name)
-            else:
-                (path / name).unlink(missing_ok=True)
+            kept = any(one.startswith(f"{name}/") for one in keep) and (path / name).is_dir()
+            for place in (path / name).iterdir() if kept else (path / name,):
+                if str(place.relative_to(path)) in keep:
+                    continue
+                if place.is_dir() and not place.is_symlink():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink(missing_ok=True)
 
 
 def refuse_in_use(folder: Path) -> None:

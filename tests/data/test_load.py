@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, load_cases, own, prompts, tables
+from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, forms, load_cases, own, prompts, tables
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
@@ -728,3 +728,108 @@ def test_a_tsv_with_carriage_returns_alone_says_so(tmp_path):
     assert [row for _, row in tables.read(tables.InFolder(tmp_path / "x.tsv"), "x.tsv")] == [
         {"id": "1", "question": "Which?"}
     ]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "Picture 1: <img>x.png</img>\n",
+        "![](x.png) ",
+        '<img src="x.png">',
+    ],
+)
+def test_a_picture_that_is_named_inside_a_question_is_an_image(tmp_path, mark):
+    (tmp_path / "x.png").write_bytes(_png())
+    turns = [{"role": "user", "content": f"{mark}Which?"}, {"role": "assistant", "content": "gout"}]
+    for row in ({"messages": turns}, ROW | {"question": f"{mark}Which?"}):
+        (case,) = load_cases(_write(tmp_path, row), "train")
+        assert (case.question, len(case.images)) == ("Which?", 1)
+
+
+@pytest.mark.parametrize(
+    "mark", ["<|vision_start|><|image_pad|><|vision_end|>", "<start_of_image>", "<ImageHere>", "[IMAGE]", "<image_1>"]
+)
+def test_marks_of_images_are_cut_where_these_are_and_refused_where_not(tmp_path, mark):
+    (tmp_path / "x.png").write_bytes(_png())
+    row = ROW | {"question": f"{mark}\nWhich?"}
+    (case,) = load_cases(_write(tmp_path, row | {"images": ["x.png"]}), "train")
+    assert case.question == ("<image_1>\nWhich?" if mark == "<image_1>" else "Which?")  # a number may be spoken of
+    with pytest.raises(DataError, match=r"key question: .* (of|for) 0 images"):
+        load_cases(_write(tmp_path, row), "train")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B. high\nExplanation: low is wrong.",
+        "**B. high**\n\nBecause urea is 9.",
+        "Correct Answer: B) high\n\nExplanation: A is wrong.",
+        "B\n\nUrea is 9.",
+        "## Final Response\n\nB. high",
+        "The answer is B. It is 9. Option A would be wrong.",
+        "High. A low one ends at 7.",
+        "Ｂ",
+    ],
+)
+def test_an_answer_with_an_explanation_keeps_its_options(tmp_path, answer):
+    text = "Which band?\nA. low\nB. high"
+    (case,) = load_cases(_write(tmp_path, {"problem": text, "answer": answer}), "train")
+    assert (case.question, case.options, case.answer) == ("Which band?", ("low", "high"), "B")
+
+
+@pytest.mark.parametrize("answer", ["The band is the high one.", "Urea is 9, which fits (option B)."])
+def test_an_answer_that_speaks_of_options_and_gives_none_is_refused(tmp_path, answer):
+    with pytest.raises(DataError, match="speaks of options and gives none; begin it with the letter"):
+        load_cases(_write(tmp_path, {"problem": "Which band?\nA. low\nB. high", "answer": answer}), "train")
+
+
+@pytest.mark.parametrize(
+    "form", ["{}、{}", "{}．{}", "{}：{}", "[{}] {}", "{} - {}", "Option {}: {}", "- **{}**: {}", "{}. {};"]
+)
+def test_options_are_read_behind_labels_of_every_form(form):
+    lines = "\n".join(form.format(letter, text) for letter, text in (("A", "low"), ("B", "high")))
+    assert forms.split_options(f"Which?\n{lines}") == ("Which?", ["low", "high"])
+
+
+@pytest.mark.parametrize(("labels", "answer"), [(("1", "2"), "2"), (("А", "Б"), "Б"), (("أ", "ب"), "ب")])
+def test_the_label_of_a_list_is_no_open_answer(tmp_path, labels, answer):
+    row = {"problem": "Which?\n" + "\n".join(f"{label}. gout" for label in labels), "answer": answer}
+    with pytest.raises(DataError, match=f"no options for the answer '{answer}'"):
+        load_cases(_write(tmp_path, row), "train")
+    (case,) = load_cases(_write(tmp_path, {"problem": "How many kidneys?", "answer": "2"}), "train")
+    assert case.answer == "2"
+
+
+@pytest.mark.parametrize("line", ["\nAnswer: B", " Correct answer: high", "\n答案：B"])
+def test_a_question_that_gives_its_answer_away_is_refused(tmp_path, line):
+    with pytest.raises(DataError, match="gives its own answer away; take it out"):
+        load_cases(_write(tmp_path, ROW | {"question": f"Which?{line}"}), "train")
+    load_cases(_write(tmp_path, ROW | {"question": "Which?\nAnswer: A or B"}), "train")
+
+
+@pytest.mark.parametrize("key", ["race", "Race", "tracer", "reason", "ask", "imagery", "picture_id", "special_needs"])
+def test_a_column_that_only_looks_like_a_key_is_kept(tmp_path, key):
+    (case,) = load_cases(_write(tmp_path, {k: v for k, v in ROW.items() if k != "trace"} | {key: "White"}), "train")
+    assert case.columns == {key: "White"}
+
+
+def test_a_picture_under_a_numbered_key_beside_images_is_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(_png())
+    with pytest.raises(DataError, match="key image_2: not a key of a row; call it images"):
+        load_cases(_write(tmp_path, ROW | {"images": ["x.png"], "image_2": "y.png"}), "train")
+    (case,) = load_cases(_write(tmp_path, ROW | {"images": ["x.png"], "image_1": "x.png", "scan": "old.dcm"}), "train")
+    assert len(case.images) == 1
+
+
+def test_a_split_is_one_file_and_may_lie_as_the_hub_has_it(tmp_path):
+    table = pa.Table.from_pylist([ROW])
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert len(load_cases(tmp_path, "train")) == 1
+    pq.write_table(table, tmp_path / "train.parquet")
+    _write(tmp_path, ROW).rename(tmp_path / "Train.JSONL")
+    for read in (lambda: load_cases(tmp_path, "train"), lambda: own.check(tmp_path)):
+        with pytest.raises(DataError, match=r"several files of train \(Train.JSONL, train.parquet\); keep one"):
+            read()
+    (tmp_path / "train.parquet").unlink()
+    assert len(load_cases(tmp_path, "train")) == 1

@@ -57,6 +57,24 @@ def test_other_forms_do_not(paradigm, trace):
 
 
 @pytest.mark.parametrize(
+    ("paradigm", "trace", "follows"),
+    [
+        ("analytical", "(1) The artery closes, so the posterior wall dies. (2) Therefore troponin rises.", True),
+        ("analytical", "(1) The head turned, so it was occiput posterior. (2) Hence the long labour.", True),
+        ("analytical", "(1) The artery closes, so the wall dies. (2) Hence the posterior rises to 80%.", False),
+        ("intuitive", "(1) A man with a prior infarction. (2) The typical picture of heart failure.", True),
+        ("intuitive", "(1) He smoked prior to admission. (2) The picture is typical.", True),
+        ("intuitive", "(1) The typical picture. (2) A high prior for failure.", False),
+        ("bayesian", "(1) A prior stroke. (2) The evidence raises concern. (3) The posterior artery.", False),
+        ("bayesian", "(1) The prior is 10%. (2) The evidence raises it. (3) The posterior strongly favours it.", True),
+        ("bayesian", "(1) Prior: Occiput posterior is rare. (2) Pain raises it. (3) Posterior odds: high.", True),
+    ],
+)
+def test_prior_and_posterior_count_where_they_are_probabilities(paradigm, trace, follows):
+    assert RULES[paradigm].follows(trace, ("Occiput posterior", "Breech")) is follows
+
+
+@pytest.mark.parametrize(
     ("options", "trace", "named"),
     [
         (("MS", "ALS"), "(1) The symptoms began with false steps. (2) A reflex is absent.", False),
@@ -65,6 +83,9 @@ def test_other_forms_do_not(paradigm, trace):
         (("0", "3"), "(1) 80 of 32 are absent. (2) So it is.", False),
         (("Beta blocker", "Statin"), "(1) Beta blockers are excluded. (2) Statins fit.", True),
         (("痛风", "关节炎"), "(1) 可能是痛风或关节炎。 (2) 排除痛风。", True),
+        (("T-cell lymphoma", "Crohn's disease"), "(1) T\u2011cell lymphoma is absent. (2) Crohn’s disease fits.", True),
+        (("5 µg", "10–20 mg"), "(1) 5\xa0μg is excluded. (2) 10-20 mg fits.", True),
+        (("pulmonary embolism", "CO2 retention"), "(1) Pulmonary\nembolism is absent. (2) CO₂ retention fits.", True),
     ],
 )
 def test_options_are_named_by_whole_words(options, trace, named):

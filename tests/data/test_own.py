@@ -430,3 +430,56 @@ def test_paths_from_home_and_from_a_drive_stay_as_they_are(tmp_path):
     own.convert(tmp_path / "in" / "x.jsonl", tmp_path / "out")
     written = [json.loads(line)["images"][0] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert written == [*paths[:4], "../in/a.png", "../in/x:y.png"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("A. x; B. y; C. z", ["x", "y", "z"]),
+        ("A) x, B) y", ["x", "y"]),
+        ("(A) x; (B) y;", ["x", "y"]),
+        ("A. x | B. y", ["x", "y"]),
+        ("1. x; 2. y", ["x", "y"]),
+        ("1.5 mg; 2.5 mg", ["1.5 mg", "2.5 mg"]),
+    ],
+)
+def test_what_only_divides_options_is_no_part_of_them(cell, expected):
+    assert forms.items(cell) == expected
+
+
+def test_two_lists_of_texts_and_labels_are_options(tmp_path):
+    row = {"question": "q?", "choices": {"text": ["gout", "flu"], "label": ["A", "B"]}, "answerKey": "B"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    own.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.options, case.answer) == (("gout", "flu"), "B")
+    found = forms.ours({"prompt": "Which?\nA. gout\nB. flu", "reward_model": {"ground_truth": ["B"]}}, 1)
+    assert found["answer"] == "B"
+
+
+def test_a_table_keeps_all_pictures_of_a_row_and_no_empty_cells_or_line_ends_of_spreadsheets(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(_png())
+    text = 'question,A,B,C,D,answer,image,image_2\n"Na 140\r\nK 4_x000D_\nWhich?",x,"y\r\nz",#N/A,NULL,A,a.png,b.png\n'
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    own.convert(tmp_path / "x.csv", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.options) == ("Na 140\nK 4\nWhich?", ("x", "y\nz")) and len(case.images) == 2
+
+
+def test_a_folder_of_pictures_is_whole_and_what_is_left_out_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    for form in ("WEBP", "BMP", "PNG"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "in" / f"x.{form.lower()}", form)
+    (tmp_path / "in" / "cine.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+    made = own.convert(tmp_path / "in", tmp_path / "out")
+    assert made.rows == 3 and "1 other files were left out: cine.mp4" in made.notes
+
+
+def test_a_case_with_a_picture_in_two_splits_is_a_fault_and_with_another_picture_is_none(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"{seed}.png").write_bytes(_png(seed))
+    row = {"id": "1", "question": "Which?", "options": ["a", "b"], "answer": "A"}
+    for split, images in (("train", ["0.png"]), ("dev", ["1.png"]), ("test", ["0.png"])):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row | {"images": images}))
+    assert [one.good for one in own.check(tmp_path)] == [1, 1, 0]

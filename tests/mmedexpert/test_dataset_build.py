@@ -1,11 +1,15 @@
 """The splits of a data set: by case, and by the vignette that several questions share."""
 
+import io
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmedexpert_jax.mmedexpert.dataset_build import Built, split
+from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace, held
 
 STEM = "A 67-year-old woman has had a fever, a cough and confusion for two days, patient {}. "
 
@@ -29,6 +33,34 @@ def test_questions_on_one_vignette_are_in_one_split(seed):
     ]
     found = places(split(rows, 0.2, 0.2, seed))
     assert all(found[f"case-{patient}-0"] == found[f"case-{patient}-1"] for patient in range(20))
+    assert set(found.values()) == {"train", "dev", "test"}
+
+
+@pytest.mark.parametrize(
+    ("vignette", "asked"),
+    [
+        ("患者，男，{}岁，突发胸痛2小时，伴大汗、恶心。{}", ("最可能的诊断是（　　）。", "首选的治疗是")),
+        ("患者，男，{}岁，突发胸痛2小时，伴大汗、恶心，{}", ("最可能的诊断是", "首选的治疗是")),
+        ("{}歳の男性。2時間前からの胸痛を主訴に来院した。{}", ("診断はどれか。1つ選べ。", "治療はどれか。1つ選べ。")),
+        (STEM + "{}", ("The most likely diagnosis is:", "The first treatment is:")),
+        (STEM + "{}", ("What is it? Choose one.", "What helps? Select two.")),
+        (STEM.strip() + "\n{}", ("What is it?", "What helps?")),
+        (STEM + "{}", ('What is it?"', 'What helps?"')),
+        ("{1} " + STEM.format("{0}"), ("What is it?", "What helps?")),
+        (
+            "رجل عمره {} عاما يعاني من ألم في الصدر منذ ساعتين مع تعرق وغثيان ودوار. {}",
+            ("ما هو التشخيص؟", "ما هو العلاج؟"),
+        ),
+    ],
+)
+def test_a_vignette_is_known_whatever_mark_the_question_has(vignette, asked):
+    rows = [
+        built(f"case-{patient}-{number}", vignette.format(patient, question))
+        for patient in range(30, 60)
+        for number, question in enumerate(asked)
+    ]
+    found = places(split(rows, 0.1, 0.1, 0))
+    assert all(found[f"case-{patient}-0"] == found[f"case-{patient}-1"] for patient in range(30, 60))
     assert set(found.values()) == {"train", "dev", "test"}
 
 
@@ -70,3 +102,12 @@ def test_vignettes_and_images_join_in_a_chain_and_cases_without_either_stay_wher
         found = places(split([*alone, *chain], 0.2, 0.2, seed))
         assert len({found[one.trace.case.id] for one in chain}) == 1
     assert places(split([*alone, built("x-5", "And here?", images=("d",))], 0.2, 0.2, 0)).keys() > before.keys()
+
+
+def test_an_image_is_named_by_what_its_file_is():
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    case = RawCase("x-1", "Which?", ("a", "b"), "A", images=(held("scan.dcm", buffer.getvalue()),))
+    trace = Trace("t", case, "analytical", "(1) a. (2) b.", "", "", 0, "", Check(True, "A"))
+    (image,) = Built(trace, trace.text, "none").row()["images"]
+    assert image["path"].endswith(".png") and image["bytes"] == buffer.getvalue()

@@ -493,8 +493,9 @@ def test_bounds_of_stage_one_can_be_changed_afterwards(dataset, tmp_path):
     with Loopback(answer, key=KEY) as server:
         run_job(dataset(server, stages=("collect", "trace")))
         asked, store = server.asked.total(), Store(tmp_path / "run" / FILE)
-        before = len(list(store.traces()))
+        before, told = len(list(store.traces())), sorted((tmp_path / "run" / "export").iterdir())
         run_job(dataset(server, stages=("filter",), words=(60, 100), fresh=True))
+        assert told and sorted((tmp_path / "run" / "export").iterdir()) == told  # what collecting wrote
         assert server.asked.total() == asked and 0 < len(list(store.traces())) < before
 
 

@@ -143,6 +143,13 @@ def test_an_export_of_label_studio(stores, tmp_path):
     assert [e.seconds for e in since(stores[0])] == [4.2] * 3
 
 
+def test_an_annotator_is_known_by_number_and_address_alike(tmp_path):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([label_studio_export(IDS[0], "accept", TRACE)]))
+    for names in ({"1": "anna"}, {"anna@clinic.example": "anna"}):
+        assert [opinion.reviewer for opinion in label_studio.read(path, names)] == ["anna"]
+
+
 def test_records_of_argilla(stores, tmp_path):
     """Records as argilla 2.8.0 writes them (`Record.to_dict`)."""
     user = "00000000-0000-0000-0000-000000000001"

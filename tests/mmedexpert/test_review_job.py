@@ -89,3 +89,17 @@ def test_the_command_that_builds_from_the_verdicts_is_that_of_the_run(tmp_path):
     assert build_command(tmp_path) == f"python -m mmedexpert_jax.launch {expected} --config.plan_mesh=a100x8 {end}"
     (tmp_path / "cmd.txt").write_text("# then\npython notebook.py\n")
     assert build_command(tmp_path) == ""
+
+
+def test_traces_without_a_paradigm_are_left_out_and_a_set_of_these_is_refused(folder, capsys):
+    Path("set").mkdir()
+    rows = [
+        {"id": f"{i}", "question": f"q{i}?", "options": ["x", "y"], "answer": "A", "trace": "(1) a because b. (2) c."}
+        for i in range(2)
+    ]
+    Path("set/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [JOB, "--config.data.path=set", "--config.split=train", "--config.action=export"]
+    assert main(arguments) == 3 and "give the rows paradigm" in capsys.readouterr().err
+    Path("set/train.jsonl").write_text("\n".join(map(json.dumps, [rows[0] | {"paradigm": "analytical"}, rows[1]])))
+    assert main([*arguments, "--config.exchange.tool=argilla"]) == 0
+    assert "1 traces without a paradigm are left out" in capsys.readouterr().out

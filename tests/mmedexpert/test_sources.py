@@ -1,5 +1,6 @@
 """Every published shape is read unchanged; the same case in six shapes is one case."""
 
+import base64
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.mmedexpert.collection import gather, hashes
-from mmedexpert_jax.mmedexpert.duplicates import duplicates, with_several_keys
+from mmedexpert_jax.mmedexpert.duplicates import MARGIN, _groups, duplicates, shingles, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
 from mmedexpert_jax.mmedexpert.sources.canonical import plain_text
@@ -740,3 +741,51 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     config = load_config("configs/dataset.py", {"data.path": str(tmp_path), "data.redistributable": ("cases.jsonl",)})
     with pytest.raises(ConfigError, match=r"'cases.jsonl' is no format and no file"):  # which of the two is not said
         gather(config)
+
+
+@pytest.mark.parametrize("key", ["image_path", "img", "Figure_path", "image_1", "Images"])
+def test_pictures_under_another_key_are_refused_not_dropped(tmp_path, key):
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"question": "What is shown?", "options": ["x", "y"], "answer": "A", key: "a.png"}
+    found = collect([write(tmp_path / "a.jsonl", [row, row | {"images": ["a.png"], "explanation": "see b.png"}])])
+    assert (kept(found, "read"), kept(found, "rejected:image-missing"), len(found.records)) == (2, 1, 1)
+    assert f"key {key} is not read; call it images" in found.rejected[0]["detail"]
+
+
+def test_marks_of_images_inside_a_raw_question_are_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"options": ["x", "y"], "answer": "A"}
+    rows = [row | {"question": '<img src="a.png"> Which?'}, row | {"question": "<image>What?"}]
+    found = collect([write(tmp_path / "a.jsonl", rows)])
+    assert [(one.question, len(one.images)) for one in found.records] == [("Which?", 1)]
+    assert kept(found, "rejected:image-missing") == 1
+
+
+def test_raw_cases_give_away_no_key_and_keep_small_letters_of_a_specialty(tmp_path):
+    row = {"question": "Which?", "options": ["x", "y"], "answer": "A", "specialty": "cah"}
+    found = collect([write(tmp_path / "a.jsonl", [row, row | {"question": "Which?\nAnswer: A"}])])
+    assert [one.specialty for one in found.records] == ["CAH"] and kept(found, "rejected:key-in-question") == 1
+
+
+def test_slices_of_a_folder_come_by_number_and_pictures_may_be_base64(tmp_path):
+    (tmp_path / "c1").mkdir()
+    for number in (1, 2, 10, 9):
+        (tmp_path / "c1" / f"{number}.png").write_bytes(png())
+    (tmp_path / "c1" / "._1.png").write_bytes(b"\0\5\x16\7")
+    text = base64.b64encode(png()).decode()
+    row = {"question": "Which?", "options": ["x", "y"], "answer": "A"}
+    rows = [row | {"id": "c1"}, row | {"id": "2", "images": [f"data:image/png;base64,{text}"]}]
+    one, two = collect([write(tmp_path / "a.jsonl", rows)], str(tmp_path)).records
+    assert [image.name for image in one.images] == ["1.png", "2.png", "9.png", "10.png"] and len(two.images) == 1
+
+
+def test_signatures_estimate_the_overlap_of_two_texts():
+    """A hash that keeps the order of what it hashes would give 0 or 1 for all."""
+    rng, errors = random.Random(0), []
+    for _ in range(60):
+        text = [f"w{rng.randrange(1000)}" for _ in range(60)]
+        other = [*text[:-1], "z"] if rng.random() < 0.5 else [*text[:20], "z", *text[21:]]
+        one, two = (shingles(" ".join(words)) for words in (text, other))
+        _, signatures = _groups([one, two], [0, 0])
+        errors.append((signatures[0] == signatures[1]).mean() - len(one & two) / len(one | two))
+    assert np.std(errors) < 0.05 and np.abs(errors).max() < MARGIN  # 0.035 and five times that by theory

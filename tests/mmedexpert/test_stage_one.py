@@ -21,6 +21,7 @@ from mmedexpert_jax.mmedexpert import (
     duplicates,
     eligibility,
     filters,
+    paradigm_rules,
     specialties,
     teacher_prompts,
     trace_judge,
@@ -121,6 +122,13 @@ def test_what_passes_follows_the_shared_rule_that_rewards_apply(paradigm):
 )
 def test_a_missing_or_forbidden_move_is_named(paradigm, text, lacks):
     assert f"structure:{lacks}" in filters.check(render(text, "A"), record(), paradigm).reasons
+
+
+def test_an_option_that_speaks_of_a_posterior_place_is_no_probability():
+    options = ("Posterior urethral valves", "Ureterocele", "Occiput posterior")
+    for place in (0, 2):
+        text = f"(1) A valve obstructs, which leads to reflux. (2) Because of this it is {options[place]}."
+        assert paradigm_rules.missing(text, "analytical", options, place) == []
 
 
 def test_every_move_stands_in_the_prompt():
@@ -569,6 +577,29 @@ YOUNG = [
     "A baby with cough",
     "A 6-year-old burn victim is brought in.",
     "A 7-year-old transplant recipient has fever.",
+    "A boy aged 18 months has stridor.",
+    "A neonate, age 20 hours, is blue",
+    "Age: 5 years. Sex: F.",
+    "Patient: 12 y, male.",
+    "Male, 7 yrs, fever",
+    "A sixteen-year-old athlete collapses.",
+    "At 6 months of age he cannot sit",
+    "Ein 14 Jahre alter Junge",
+    "Ein 10 Monate alter Säugling",
+    "Menino de 6 anos",
+    "생후 6개월 남아",
+    "Мальчик 8 лет",
+]
+
+
+OLD += [
+    "Age: 55 years. Sex: F.",
+    "Patient: 42 y, male.",
+    "A twenty-one-year-old athlete",
+    "Ein 54 Jahre alter Mann",
+    "Homem de 60 anos",
+    "Мужчина 58 лет, болеет 5 лет",
+    "A woman aged 34 with 6 months of pain",
 ]
 
 
@@ -593,6 +624,8 @@ KINDS = {
     "Qual è la diagnosi più probabile?": "diagnosis",
     "Qual o diagnóstico mais provável?": "diagnosis",
     "診断は何か。": "diagnosis",
+    "発熱がある。診断はどれか。1つ選べ。": "diagnosis",
+    "He has fever. The diagnosis is: Choose one.": "diagnosis",
     "为明确诊断，首选的检查是？": "management",
     "首选的治疗是什么？请选择。": "management",
     "Quel traitement proposez-vous ?": "management",
@@ -614,6 +647,36 @@ KINDS = {
 @pytest.mark.parametrize("question", KINDS)
 def test_what_is_asked_is_known_in_other_languages_too(question):
     assert eligibility.kind(record(question)) == KINDS[question]
+
+
+@pytest.mark.parametrize(
+    ("question", "applies"),
+    [
+        ("After informed consent a biopsy was done. What is the best treatment?", True),
+        ("A woman discloses that she drinks. Which drug is best?", True),
+        ("In a cohort study he took part in, he fell ill. What drug should be given?", True),
+        ("She refuses. What is the most ethical next step?", False),
+        ("In a cohort study 20 of 100 fell ill. What is seen?", False),
+    ],
+)
+def test_ethics_and_statistics_are_known_by_what_is_asked(question, applies):
+    assert bool(eligibility.with_paradigms(record(question)).paradigms) is applies
+
+
+@pytest.mark.parametrize(
+    ("question", "field", "specialty"),
+    [
+        ("女，50岁，乳腺癌术后化疗，最可能的诊断是？", "", "CSI"),
+        ("偏瘫，最可能的诊断是？", "神经内科", "BS"),
+        ("股骨骨折", "骨外科", "CSI"),
+        ("胸闷，首选治疗是？", "心血管内科", "AM"),
+        ("咳嗽发热三天", "儿科", "CAH"),
+        ("Husten seit 3 Tagen.", "Pädiatrie", "CAH"),
+    ],
+)
+def test_specialties_of_other_languages_are_known(question, field, specialty):
+    found = specialties.classify(record(question, ("甲", "乙"), field=field))
+    assert (found.specialty, found.specialty_by == "default") == (specialty, False)
 
 
 def test_the_last_judgement_of_a_reply_counts_as_json_or_python_writes_it():

@@ -340,3 +340,32 @@ def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():
         open_image(signed, "scan")
     with pytest.raises(DataError, match="scan: HDF5 is not decoded; save the picture as"):
         open_image(b"\x89HDF\r\n\x1a\n" + bytes(100), "scan")
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) == 0, 65535, ramp * 16),  # a burnt-in letter
+        lambda ramp: ramp,  # 8 bits in 16
+        lambda ramp: ramp * 64 - 1,  # 14 bits
+        lambda ramp: ramp * 16 - 1024 + 32768,  # a CT, shifted
+    ],
+)
+def test_grey_values_of_16_bits_that_would_be_nearly_one_grey_are_refused(shown):
+    ramp = np.tile(np.arange(1, 257), (64, 1))
+    data = encoded(Image.fromarray(shown(ramp).astype(np.uint16)), "PNG")
+    with pytest.raises(DataError, match=r'nearly all grey values from .*give it a "window"'):
+        open_image(data)
+    assert np.asarray(open_image(data, window="full")).shape == (64, 256, 3)
+    mask = Image.fromarray((ramp > 200).astype(np.uint16))  # two levels
+    assert np.asarray(open_image(encoded(mask, "PNG"))).max() == 0
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_cameras_words_are_cut_and_its_pixels_stay_as_they_were_packed(form):
+    exif = Image.Exif()
+    exif[271], exif[ORIENTATION] = "Canon", 1
+    plain, told = (encoded(noise("RGB", 48, 32), form, **more) for more in ({}, {"exif": exif}))
+    assert b"Canon" in told and clean(told, "x") == clean(plain, "x")
+    exif[ORIENTATION] = 6
+    assert clean(encoded(noise("RGB", 48, 32), "JPEG", exif=exif), "x").startswith(b"\x89PNG")

@@ -463,3 +463,43 @@ def test_what_is_more_or_less_than_a_header_says_is_named():
     pair = nibabel.Nifti1Pair(np.zeros((3, 3, 3), np.int16), np.eye(4))
     with pytest.raises(DataError, match=r"the header of a NIfTI pair \(.hdr and .img\)"):
         decode(pair.header.binaryblock + bytes(4), name="scan.hdr", slices=1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "entries"),
+    [
+        (8, np.arange(4096) // 16),
+        (8, (np.arange(4096) // 16).astype(np.uint8)),  # packed
+        (12, np.arange(4096)),
+        (16, np.arange(4096)),  # says 16, holds 12
+        (16, np.arange(4096) * 16),
+    ],
+)
+def test_a_lookup_table_of_values_is_read_at_its_own_depth(bits, entries):
+    dataset = pydicom.dcmread(io.BytesIO(a_ct()))
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    dataset.Rows, dataset.Columns, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 64, 64, 16, 15, 0
+    dataset.PixelData, dataset.RescaleSlope, dataset.RescaleIntercept = values.tobytes(), 1, 0
+    lut = pydicom.Dataset()
+    lut.LUTDescriptor = [4096, 0, bits]
+    lut.LUTData = (entries if entries.dtype == np.uint8 else entries.astype("<u2")).tobytes()
+    lut["LUTData"].VR = "OW"
+    dataset.VOILUTSequence = [lut]
+    shown = np.asarray(open_image(again_of(dataset), "ct"))[..., 0]
+    assert np.abs(shown.astype(int) - values // 16).max() <= 1
+
+
+def test_colours_of_8_bits_in_16_are_not_black():
+    ramp = np.tile(np.arange(256, dtype=np.uint16), (4, 1))
+    dataset = pydicom.dcmread(io.BytesIO(a_ct()))
+    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        dataset.pop(name, None)
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 4, 256, 8, 8, 7
+    dataset.PixelData, dataset.PixelRepresentation = ramp.astype(np.uint8).tobytes(), 0
+    dataset["PixelData"].VR = "OB"
+    dataset.PhotometricInterpretation = "PALETTE COLOR"
+    for colour in ("Red", "Green", "Blue"):
+        setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        dataset[f"{colour}PaletteColorLookupTableDescriptor"].VR = "US"
+        setattr(dataset, f"{colour}PaletteColorLookupTableData", np.arange(256, dtype="<u2").tobytes())
+    assert np.array_equal(np.asarray(open_image(again_of(dataset), "us"))[..., 1], ramp)

@@ -139,12 +139,14 @@ def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, s
         if isinstance(value, dict):
             by_name[str(part.get("from_name"))] = value.get("choices") or value.get("text") or []
     author = annotation.get("completed_by")
-    author = author.get("email") or author.get("id") if isinstance(author, dict) else author
+    called = [author.get("email"), author.get("id")] if isinstance(author, dict) else [author]
+    author = next((name for name in called if name), None)
+    ours = next((names[str(name)] for name in called if str(name) in names), None)
     reviewer = annotation.get("reviewer") or f"label-studio:{author}{other}"
     verdict = _list(by_name.get("verdict"))
     return Opinion(
         trace_id,
-        names.get(str(author), str(reviewer)),
+        ours or str(reviewer),
         verdict[0] if len(set(verdict)) == 1 else "",  # of two that differ neither is said
         _text(by_name.get("text")),
         tuple(_list(by_name.get("reasons"))),

@@ -43,7 +43,14 @@ def open_review(
         traces = list(store.traces())
         traces = traces[:limit] if limit else traces
     else:
-        traces = list(_of_data_set(data, split, limit, seed))
+        found = list(_of_data_set(data, split, limit, seed))
+        traces = [trace for trace in found if trace.paradigm]
+        if found and not traces:
+            raise DataError(
+                f"{data}: no trace says its paradigm, whose rules it is reviewed by; give the rows paradigm"
+            )
+        if len(traces) < len(found):
+            print(f"{data}: {len(found) - len(traces)} traces without a paradigm are left out", flush=True)
         file = workdir / OWN_FILE
         if make:
             workdir.mkdir(parents=True, exist_ok=True)

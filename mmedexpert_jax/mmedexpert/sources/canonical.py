@@ -12,12 +12,23 @@ from typing import Any
 
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
-from mmedexpert_jax.data.forms import listed
-from mmedexpert_jax.data.tables import ABSENT, InFolder, existing
+from mmedexpert_jax.data.forms import gives_away, inline, listed, placed
+from mmedexpert_jax.data.tables import ABSENT, InFolder, existing, in_order
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
-from mmedexpert_jax.processing.images import PLAIN, VIEWED, EncodedImage, ImageRef, clean, decode
+from mmedexpert_jax.processing.images import (
+    ADDRESS,
+    BASE64,
+    LONGEST,
+    PLAIN,
+    VIEWED,
+    EncodedImage,
+    ImageRef,
+    clean,
+    content,
+    decode,
+)
 from mmedexpert_jax.processing.medical import Series
 from mmedexpert_jax.processing.windows import View
 
@@ -31,6 +42,7 @@ REASONS = {
     "equal-options": "two options read the same",
     "no-such-key": "the key is none of the options",
     "key-differs": "key letter and key text name different options",
+    "key-in-question": "the question gives its own answer away",
     "image-missing": "a named image cannot be found",
     "image-broken": "an image cannot be decoded",
     "identifying": "its text may identify a person, and privacy is refuse",
@@ -84,7 +96,14 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     if shape.name == PLAIN_ROWS and answers.counts_another(raw.key, options):
         raise Rejected("key-differs", f"key {raw.key} may be an option's text or its number; give its letter")
     answer = _key(raw, options, letters, repairs) if options else plain_text(raw.key, repairs)
-    raw_images = _images(raw, folders)
+    try:
+        question, raw.images = inline(question, raw.images)
+        raw_images = _images(raw, folders)
+        question = placed(question, {len(raw.images), len(raw_images)})
+    except DataError as error:
+        raise Rejected("image-missing", str(error)) from None
+    if line := gives_away(question, options, answer):
+        raise Rejected("key-in-question", f"{border.shown(line)}; take it out")
     images = [picture for image in raw_images for picture in _pictures(image)]
     flags = [f"repaired:{name}" for name in dict.fromkeys(repairs)]
     if not images and PICTURE.search(question):
@@ -94,7 +113,7 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     if any(privacy.scan_header(image.open(), image.name) for image in raw_images):
         flags.append("identifying:header-removed")
     source = raw.source or shape.name.partition("-")[0]
-    specialty = raw.specialty if raw.specialty in SPECIALTIES else ""
+    specialty = raw.specialty.upper() if raw.specialty.upper() in SPECIALTIES else ""
     redistributable = open_ if raw.redistributable is None else bool(raw.redistributable)
     return RawCase(
         id=f"{_slug(source)}-{_hash(question, options, images)}",
@@ -336,10 +355,17 @@ def _image(item: Any, folders: Sequence[Path]) -> ImageRef:
         raise Rejected("image-broken", str(error)) from None
     if data := item if isinstance(item, bytes) else given.get("bytes"):
         return ImageRef(Path(name).name if given else "image", partial(bytes, data), view)
+    if ADDRESS.match(name) or (name.startswith(BASE64) and len(name) > LONGEST):
+        return ImageRef("image", partial(_content, name), view)
     for path in (existing(folder / name) for folder in folders):
         if path.exists():
             return _file(path, view)
     raise Rejected("image-missing", border.cut(name))
+
+
+def _content(text: str) -> bytes:
+    """The file that a data URI or base64 holds; what is neither is named by its beginning. Raises DataError."""
+    return content(text if ADDRESS.match(text) else f"data:image/png;base64,{text}", border.cut(text, 40))
 
 
 def _file(path: Path, view: View = PLAIN) -> ImageRef:
@@ -347,8 +373,9 @@ def _file(path: Path, view: View = PLAIN) -> ImageRef:
 
 
 def _folder(path: Path) -> list[Path]:
-    """Images of one case, in order of name."""
-    return sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+    """Images of one case, in order of name and number, without macOS' "._1.png"."""
+    found = path.glob("[!.]*") if path.is_dir() else ()
+    return sorted((p for p in found if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: in_order(p.name))
 
 
 def _slug(text: str) -> str:

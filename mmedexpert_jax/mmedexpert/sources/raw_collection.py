@@ -8,7 +8,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import raw_source
-from mmedexpert_jax.data import tables
+from mmedexpert_jax.data import case_files, tables
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
@@ -99,6 +99,7 @@ def collect(
             raise ConfigError(f"config.data.path: no format {name!r}; choose one of {', '.join(FORMATS)}")
     for called, file, forced in named_files(apart):
         folders = [Path(image_dir).expanduser(), file.parent] if image_dir else [file.parent]
+        folders = list({folder.resolve(): folder for folder in folders}.values())  # the same twice doubles pictures
         _read(found, called, file, FORMATS.get(forced), folders, rights, privacy)
     return found
 
@@ -195,7 +196,12 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
             )
         raw = shape.read(row)
         raw.redistributable = False if rights.restricts(shape, file) else raw.redistributable
-        return canonical(raw, shape, where, folders, *rights.of(shape, file))
+        record = canonical(raw, shape, where, folders, *rights.of(shape, file))
+        read = (raw.explanation, raw.field)
+        for key in row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}:
+            if row[key] not in read and case_files.left_out(key, row[key], raw.images or record.images):
+                raise Rejected("image-missing", f"key {border.cut(str(key))} is not read; call it images")
+        return record
     except (Rejected, MemoryError):
         raise
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of

@@ -168,7 +168,7 @@ def _plain(row: Mapping[str, Any]) -> Raw:
     repairs = ["option-prefix"] if bare != written else []
     letters = list(options) if by_letter else ()
     specialty = text(row.get("specialty"))
-    field = text(row.get("field")) or (specialty if specialty not in SPECIALTIES else "")
+    field = text(row.get("field")) or (specialty if specialty.upper() not in SPECIALTIES else "")
     return Raw(
         row["question"],
         bare if repairs else texts,
