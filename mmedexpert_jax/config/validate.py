@@ -22,7 +22,7 @@ from mmedexpert_jax.config.fields import (
     named_path,
     raw_sources,
 )
-from mmedexpert_jax.config.job_config import convert, defaults, field_of, fields, in_words
+from mmedexpert_jax.config.job_config import convert, defaults, field_of, fields, in_words, names_of, unknown_key
 from mmedexpert_jax.config.presets import JOBS
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 
@@ -87,13 +87,15 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
 
 def check_fields(config: ConfigDict) -> None:
     """Raises ConfigError where a field is outside its bounds or choices, where the config names no job, and where a
-    user's own config lacks a field of its job or has none of the field's type in it."""
+    user's own config lacks a field of its job, has one that nothing reads, or none of the field's type in it."""
     facts, job, found = facts_of(config), config.get("job", ""), fields(config)
     for key, (_, _, value) in found.items():
         if value is not None:
             check_value(key, value, facts.get(key) or field_of(key, str(job)))
     if job not in JOBS:
         raise ConfigError(f"config.job={border.shown(job)} is no job; set it to one of {', '.join(JOBS)}")
+    if unread := next((key for key in found if key not in names_of(job)), ""):
+        raise ConfigError(unknown_key(unread, list(names_of(job))))
     for key, (kind, optional, default) in defaults(job).items():
         own, _, value = found.get(key, (None, False, None))
         if own is None:

@@ -31,7 +31,7 @@ from mmedexpert_jax.launch.job_plan import (
 )
 from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import costs, files, processes
-from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use
+from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use, settled
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -189,6 +189,14 @@ def run_job(config: ConfigDict) -> bool:
     return True
 
 
+def _run_part(config: ConfigDict) -> None:
+    """Carries out a part of a job; one that is finished stays as it was made, though others go on with other fields."""
+    if kept := processes.agree(settled(config.workdir, config)):
+        print(f"{config.workdir} is finished and stays as it is: {kept}", flush=True)
+    else:
+        run_job(config)
+
+
 def _dsa(config: ConfigDict, run: "Run") -> None:
     """One expert, or all four, each in a run of its own inside this one."""
     if config.specialty != "all":
@@ -200,7 +208,7 @@ def _dsa(config: ConfigDict, run: "Run") -> None:
         load_cases(config.data.path, "train", specialty=name, limit=config.limit, seed=config.seed)
     for name in SPECIALTIES:
         pipeline.stop_if_asked(run, name)
-        run_job(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
+        _run_part(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
     run.finish({"experts": {name: str(run.path / name) for name in SPECIALTIES}})
 
 
@@ -390,7 +398,7 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "gba": _gba,
     "merge": _merge,
     "evaluate": _evaluate,
-    "pipeline": lambda config, run: pipeline.run(config, run, run_job),
+    "pipeline": lambda config, run: pipeline.run(config, run, _run_part),
     "ablation": lambda config, run: ablation.run(config, run, run_job),
     "export": _export,
     "pretrain": _pretrain,

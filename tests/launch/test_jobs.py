@@ -10,7 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora, models
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.jobs import _run_part
+from mmedexpert_jax.runtime import Run
 
 SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=40", "--config.eval.batch_size=8"]
 
@@ -54,6 +57,18 @@ def test_an_expert_is_trained_evaluated_and_exported(tiny, capsys):
     assert main([*export, "--config.format=adapter", "--config.workdir=other", "--config.output=runs/adapter"]) == 2
     wrong = ["--config=configs/export.py", tiny[0], "--config.format=adapter", "--config.workdir=third"]
     assert main(wrong) == 3 and "holds no adapter" in capsys.readouterr().err
+
+
+def test_an_expert_that_is_done_stays_though_the_others_go_on_with_other_fields(tmp_path, capsys):
+    config = load_config("configs/dsa.py", {"specialty": "AM", "workdir": str(tmp_path / "AM"), "lr": 0.1})
+    with Run.open(config.workdir, config) as run:
+        run.finish({})
+    before = (run.path / "config.json").read_bytes()
+    with config.unlocked():
+        config.lr, config.allow_changes = 0.2, ("lr",)
+    _run_part(config)
+    assert capsys.readouterr().out == f"{run.path} is finished and stays as it is: lr was 0.1, now 0.2\n"
+    assert (run.path / "config.json").read_bytes() == before
 
 
 @pytest.mark.slow
