@@ -256,20 +256,28 @@ def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = Fals
 @functools.cache
 def defaults(job: str) -> dict[str, tuple[type, bool, Any]]:
     """The fields that the package's own config of a job has under all its presets, as `fields` gives them."""
-    first, *others = _by_preset(job)
+    first, *others = _by_preset(job).values()
     return {key: field for key, field in first.items() if all(key in other for other in others)}
 
 
 @functools.cache
 def names_of(job: str) -> frozenset[str]:
     """The dotted keys that the package's own config of a job has under any of its presets."""
-    return frozenset().union(*_by_preset(job))
+    return frozenset().union(*_by_preset(job).values())
+
+
+def changed(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a job that differ from the package's own config of it, under its preset where that has it."""
+    presets = _by_preset(config.job)
+    usual = presets.get(config.preset) or next(iter(presets.values()))
+    values = {key: value for key, (_, _, value) in fields(config).items()}
+    return {key: value for key, value in values.items() if key not in usual or value != usual[key][2]}
 
 
 @functools.cache
-def _by_preset(job: str) -> list[dict[str, tuple[type, bool, Any]]]:
+def _by_preset(job: str) -> dict[str, dict[str, tuple[type, bool, Any]]]:
     path = next(path for folder in search_folders()[1:] if (path := folder / "configs" / f"{job}.py").is_file())
-    return [fields(read_config(f"{path}:{preset}")) for preset in presets_of(path) or ("",)]
+    return {preset: fields(read_config(f"{path}:{preset}")) for preset in presets_of(path) or ("",)}
 
 
 @functools.cache

@@ -35,6 +35,8 @@ def describe(config: ConfigDict) -> str:
 
         *lines, last = dataset_plan.describe(config).splitlines()
         return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
+    if config.get("mergekit"):
+        config = _as_its_file_says(config)
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     lines = [f"job      {config.job} (preset {config.preset})"]
@@ -58,6 +60,15 @@ def describe(config: ConfigDict) -> str:
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config, counts), *_changed(config)]
     return "\n".join([*lines, f"nothing was run; without plan it starts; fields: mmedexpert {config.job} --help"])
+
+
+def _as_its_file_says(config: ConfigDict) -> ConfigDict:
+    """The config of a merge with the base and the experts that its mergekit file names."""
+    from mmedexpert_jax.merging.merge_job import recipe_of
+
+    recipe, config = recipe_of(config), config.copy_and_resolve_references().unlock()
+    config.model.path, config.experts = recipe.base, tuple(recipe.experts.values())
+    return config.lock()
 
 
 def preflight(config: ConfigDict) -> None:
@@ -106,10 +117,11 @@ def check_models(config: ConfigDict) -> None:
 
 
 def _check_merge(config: ConfigDict) -> None:
-    from mmedexpert_jax.merging.merge_job import naming, recipe_of
+    from mmedexpert_jax.merging.merge_job import check_together, naming, recipe_of
     from mmedexpert_jax.merging.merge_recipe import is_checkpoint
 
     recipe = recipe_of(config)
+    check_together(config, recipe)
     paths = [part for model in (recipe.base, *recipe.experts.values()) for part in parts_of(model)]
     if all(path == "mini" or Path(path).expanduser().is_dir() for path in paths) and is_checkpoint(recipe.base):
         with naming(config):

@@ -106,6 +106,10 @@ def _carry_out(config: ConfigDict) -> None:
     check_devices(config)
     if config.job in ("dsa", "gba", "pretrain", *SWEEPS):
         preflight(config)
+    elif config.job == "merge":
+        from mmedexpert_jax.merging.merge_job import check_numbers
+
+        check_numbers(config)
     if config.plan:
         if config.job == "export" and config.format == "adapter":
             adapter_folder(config.model.path)
