@@ -111,8 +111,8 @@ def _carry_out(config: ConfigDict) -> None:
 
         check_numbers(config)
     if config.plan:
-        if config.job == "export" and config.format == "adapter":
-            adapter_folder(config.model.path)
+        if config.job == "export":
+            _check_export(config)
         refuse_folder(config.workdir, config.job)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
@@ -276,10 +276,9 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
 
 def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
-    from mmedexpert_jax.models.save import check_repository, push
+    from mmedexpert_jax.models.save import push
 
-    if config.push:
-        check_repository(config.push)
+    _check_export(config)
     output = Path(config.output or run.path / "export" / config.format).expanduser()
     if config.format == "adapter":
         _copy_adapter(config.model.path, output, bool(config.push))
@@ -296,6 +295,27 @@ def _export(config: ConfigDict, run: "Run") -> None:
     if config.push:
         print(f"uploaded: {push(output, config.push)}", flush=True)
     run.finish({"output": str(output)})
+
+
+def _check_export(config: ConfigDict) -> None:
+    """Raises what would keep an export from being written or uploaded, before a model is read."""
+    from mmedexpert_jax.models.hub_card import on_the_hub
+    from mmedexpert_jax.models.locate import CHOSEN, base_under
+    from mmedexpert_jax.models.save import check_repository
+
+    if config.push:
+        check_repository(config.push)
+    if config.output:
+        files.claim(Path(config.output).expanduser())
+    if config.format != "adapter":
+        return
+    source = adapter_folder(config.model.path)
+    base = base_under(source, CHOSEN["base"])
+    if config.push and not on_the_hub(base):
+        raise ConfigError(
+            f"config.push: the base of {source} is {base}, which is on this machine alone; give the base's hub id as "
+            "--config.model.base=owner/name, or --config.format=model"
+        )
 
 
 class _AdapterConfig(msgspec.Struct):
@@ -336,13 +356,10 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 
 
 def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
-    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers.
-
-    Raises ConfigError where it is to be `uploaded` and its base is a folder of this machine.
-    """
+    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
     from mmedexpert_jax.lora import base_of, finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
-    from mmedexpert_jax.models.hub_card import adapter_card, on_the_hub, training_of
+    from mmedexpert_jax.models.hub_card import adapter_card, training_of
     from mmedexpert_jax.models.locate import CHOSEN, base_under, is_adapter
     from mmedexpert_jax.models.stored_tensors import views
 
@@ -351,11 +368,6 @@ def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
         raise DataError(f"{source}: no adapter_model.safetensors; save the adapter again with safetensors")
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
     base = base_under(source, CHOSEN["base"])
-    if uploaded and not on_the_hub(base):
-        raise ConfigError(
-            f"config.push: the base of {source} is {base}, which is on this machine alone; give the base's hub id as "
-            "--config.model.base=owner/name, or --config.format=model"
-        )
     files.claim(output)
     card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()) + _place(base, uploaded))
     with files.writing(output), files.replacing(output) as target:

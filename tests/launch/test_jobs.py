@@ -172,6 +172,41 @@ def test_what_is_uploaded_names_no_folder_of_this_machine(adapter, tmp_path, mon
     assert {folder.name for folder in sent} == {"adapter", "model"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("output=full",), "full holds something other than a model"),
+        (("output=full/thesis.tex",), "full/thesis.tex is there already and no directory"),
+        (("push=mine",), "config.push"),
+        (("format=adapter", "push=me/mine"), "which is on this machine alone"),
+    ],
+)
+def test_a_plan_of_an_export_refuses_what_the_run_would(adapter, monkeypatch, capsys, fields, said):
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("mine")
+    monkeypatch.setattr(models, "load_policy", None)  # it is refused before the model is read
+    for plan in ("True", "False"):
+        assert main([*adapter, f"--config.plan={plan}", *(f"--config.{field}" for field in fields)]) == 2
+        assert said in capsys.readouterr().err
+    assert Path("full/thesis.tex").read_text() == "mine"
+
+
+def test_what_was_made_over_a_relative_path_is_found_from_any_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    """The base of an adapter, and the base and experts of a recipe, from the folder above in which they were made."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, "m/base")
+    params = models.load_model("m/base")[1]
+    lora.save_peft("runs/x/export/adapter", lora.init(jax.random.key(0), params, rank=2), base="m/base")
+    merge = ["--config=configs/merge.py", "--config.model.path=m/base", "--config.workdir=runs/y"]
+    assert main([*merge, "--config.experts=x=m/base+runs/x/export/adapter", "--config.result=recipe"]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for run in ("x", "y"):
+        assert same(models.load_model(tmp_path / "runs" / run)[1], params)  # B is 0 before training
+    assert models.locate.origin(tmp_path / "runs" / "x") == str(tmp_path / "m" / "base")
+
+
 def test_an_adapter_that_is_its_own_base_is_refused_by_a_plan_too(adapter, capsys):
     file = Path("adapter/adapter_config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "adapter"}))
