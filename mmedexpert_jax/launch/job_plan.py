@@ -1,5 +1,6 @@
 """`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
+import contextlib
 import itertools
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 from mmedexpert_jax.runtime.threads import in_order
 
+INSTALLED = ("mini", "smollm2")  # models of packages
 SWEEPS = ("pipeline", "ablation")  # jobs of several stages
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
@@ -177,6 +179,7 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
     from mmedexpert_jax.plan.budget import training_steps
     from mmedexpert_jax.train.optimizer import unreached
 
+    yield from (f"note     {line}" for line in beyond_positions(config))
     train = counts.get("train")
     kinds = {"": config} if config.job in ("dsa", "gba") else {}
     if config.job in SWEEPS:
@@ -194,6 +197,27 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
         updates = min(steps) * stage.get("inner_epochs", 1) * stage.get("minibatches", 1)
         if sentence := unreached(stage, updates):
             yield f"note     {prefix}{sentence}"
+
+
+def beyond_positions(config: ConfigDict) -> Iterator[str]:
+    """A sentence for each model here that prompts and answers may take beyond the positions that it was trained for."""
+    from mmedexpert_jax.plan.architecture import architecture
+
+    if config.job not in ("dsa", "gba", "evaluate"):
+        return
+    asked = config.max_prompt_length + config.max_new_tokens
+    for entry in (config.model.path, *config.get("compare", ())):
+        path = named_path(entry)[1]
+        if REMOTE_MODEL.match(entry) or not (path in INSTALLED or Path(path).expanduser().is_dir()):
+            continue
+        context = asked
+        with contextlib.suppress(DataError, RemoteError):  # which its load will raise
+            context = architecture(path)[0].text.max_position_embeddings
+        if asked > context:
+            yield (
+                f"max_prompt_length and max_new_tokens are {asked:,} tokens together, and {path} has positions for "
+                f"{context:,}: what it says beyond them is worth little"
+            )
 
 
 def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from mmedexpert_jax.launch.job_plan import (
     COUNTED,
     SWEEPS,
     adapter_folder,
+    beyond_positions,
     check,
     check_devices,
     check_models,
@@ -124,6 +125,8 @@ def _carry_out(config: ConfigDict) -> None:
     from mmedexpert_jax.launch.closing import closing
     from mmedexpert_jax.runtime.progress import COMPILING
 
+    for line in beyond_positions(config):
+        _say(f"hint: {line}")
     before = COMPILING.seconds  # of jobs that the same process ran earlier
     _say(closing(config, before) if run_job(config) else "--config.fresh=True starts over")
 

@@ -13,12 +13,12 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError
+from mmedexpert_jax.launch.job_plan import INSTALLED
 from mmedexpert_jax.processing.processor import IMAGES, TEMPLATES, TOKENIZERS
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
 VOTES = "votes.jsonl"  # in the workdir
-INSTALLED = ("mini", "smollm2")  # models of packages
 CONNECTIONS = 64  # beyond those in the queue; uvicorn answers any more with 503
 
 

@@ -348,7 +348,7 @@ class _Answer:
 
 
 def _piece(processor: Processor, tokens: np.ndarray) -> tuple[str, bytes]:
-    """What the last token adds to a text, and its bytes, which of a part of a letter only its own spelling tells."""
+    """The text that the last token adds, and its bytes, which of a part of a letter only its own spelling tells."""
     before, after = (processor.decode(part) for part in (tokens[-_WIDEST - 1 : -1], tokens[-_WIDEST - 1 :]))
     if not before.endswith("\ufffd") and after.startswith(before) and "\ufffd" not in after[len(before) :]:
         return after[len(before) :], after[len(before) :].encode("utf-8", "replace")
