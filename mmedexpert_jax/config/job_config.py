@@ -185,7 +185,7 @@ def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
         if key in FIXED:
             raise ConfigError(f"config.{key} names the config itself; choose it by --config=configs/<job>.py:<preset>")
         if key not in known:
-            raise ConfigError(_unknown_key(key, list(known)))
+            raise ConfigError(unknown_key(key, list(known)))
         kind, optional, default = known[key]
         config.update_from_flattened_dict({key: convert(key, value, kind, optional, default)})
 
@@ -256,9 +256,28 @@ def format_config(config: ConfigDict, docs: Mapping[str, str], tall: bool = Fals
 @functools.cache
 def defaults(job: str) -> dict[str, tuple[type, bool, Any]]:
     """The fields that the package's own config of a job has under all its presets, as `fields` gives them."""
-    path = next(path for folder in search_folders()[1:] if (path := folder / "configs" / f"{job}.py").is_file())
-    first, *others = (fields(read_config(f"{path}:{preset}")) for preset in presets_of(path) or ("",))
+    first, *others = _by_preset(job).values()
     return {key: field for key, field in first.items() if all(key in other for other in others)}
+
+
+@functools.cache
+def names_of(job: str) -> frozenset[str]:
+    """The dotted keys that the package's own config of a job has under any of its presets."""
+    return frozenset().union(*_by_preset(job).values())
+
+
+def changed(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a job that differ from the package's own config of it, under its preset where that has it."""
+    presets = _by_preset(config.job)
+    usual = presets.get(config.preset) or next(iter(presets.values()))
+    values = {key: value for key, (_, _, value) in fields(config).items()}
+    return {key: value for key, value in values.items() if key not in usual or value != usual[key][2]}
+
+
+@functools.cache
+def _by_preset(job: str) -> dict[str, dict[str, tuple[type, bool, Any]]]:
+    path = next(path for folder in search_folders()[1:] if (path := folder / "configs" / f"{job}.py").is_file())
+    return {preset: fields(read_config(f"{path}:{preset}")) for preset in presets_of(path) or ("",)}
 
 
 @functools.cache
@@ -350,7 +369,8 @@ def _stages(path: Path) -> dict[str, str]:
     return found
 
 
-def _unknown_key(key: str, known: list[str]) -> str:
+def unknown_key(key: str, known: list[str]) -> str:
+    """The refusal of a dotted key that is none of those known, with the nearest of them."""
     key = border.cut(key)
     inside = [name for name in known if name.startswith(key + ".")]
     if inside:

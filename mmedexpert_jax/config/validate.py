@@ -1,8 +1,9 @@
 """Refusals of configs that can be known to be wrong before any long work, without JAX."""
 
 import difflib
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from mmedexpert_jax.config.fields import (
     named_path,
     raw_sources,
 )
-from mmedexpert_jax.config.job_config import convert, defaults, field_of, fields, in_words
+from mmedexpert_jax.config.job_config import (
+    changed,
+    convert,
+    defaults,
+    field_of,
+    fields,
+    in_words,
+    names_of,
+    unknown_key,
+)
 from mmedexpert_jax.config.presets import JOBS
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
 
@@ -30,6 +40,19 @@ INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
 REMOTE_MODEL = re.compile(r"([^:/]*=)?(system|endpoint|transformers):")  # models that are not files here
 WRITTEN = ("workdir", "output", "answers", "stages")  # fields that name what a job writes
+BY_MERGEKIT = (  # fields of a merge that a mergekit file has in its own words
+    *("weights", "parameters", "experts", "method", "rules", "density", "scale", "normalize_vectors", "space"),
+    *("rl_origin", "fisher_prompts", "model.path"),
+)
+# fields that say nothing, others, and the values of these under which that is so
+IDLE: tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[Any], bool]], ...] = (
+    (("lora.rank", "lora.alpha", "lora.targets"), ("trainable",), "full".__eq__),
+    (("ref_mixup",), ("ref_every",), operator.not_),
+    (("perception_mask",), ("perception", "perception_entropy"), operator.not_),
+    (("filter.least", "filter.most"), ("filter.samples",), operator.not_),
+    (("sweep.scales",), ("sweep.densities",), operator.not_),
+    (BY_MERGEKIT, ("mergekit",), bool),
+)
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
 RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
 
@@ -58,6 +81,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
             _check_training(prefix, stage)
         if "objective" in stage:
             check_groups(prefix, stage)
+        _check_idle(config, prefix, stage)
         _check_changes(prefix, stage)
         _check_quantised(config, prefix, stage)
     if config.get("job") == "evaluate":
@@ -87,13 +111,15 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
 
 def check_fields(config: ConfigDict) -> None:
     """Raises ConfigError where a field is outside its bounds or choices, where the config names no job, and where a
-    user's own config lacks a field of its job or has none of the field's type in it."""
+    user's own config lacks a field of its job, has one that nothing reads, or none of the field's type in it."""
     facts, job, found = facts_of(config), config.get("job", ""), fields(config)
     for key, (_, _, value) in found.items():
         if value is not None:
             check_value(key, value, facts.get(key) or field_of(key, str(job)))
     if job not in JOBS:
         raise ConfigError(f"config.job={border.shown(job)} is no job; set it to one of {', '.join(JOBS)}")
+    if unread := next((key for key in found if key not in names_of(job)), ""):
+        raise ConfigError(unknown_key(unread, list(names_of(job))))
     for key, (kind, optional, default) in defaults(job).items():
         own, _, value = found.get(key, (None, False, None))
         if own is None:
@@ -172,6 +198,26 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
                 f"config.{prefix}eval.{name} chooses by held-out scores, and eval.every={stage.eval.every} makes "
                 f"{made}; set --config.{prefix}eval.every to a number of steps"
             )
+        if stage.eval.split == "test" and stage.eval[name]:
+            raise ConfigError(
+                f"config.{prefix}eval.{name} chooses by the test split, which is to be reported alone; choose on dev: "
+                f"--config.{prefix}eval.split=dev"
+            )
+
+
+def _check_idle(config: ConfigDict, prefix: str, stage: ConfigDict) -> None:
+    """Raises ConfigError where a field was set that says nothing under the value of another (IDLE)."""
+    given, found = changed(config), fields(stage)
+    for names, owners, idle in IDLE:
+        if not all(owner in found and idle(found[owner][2]) for owner in owners):
+            continue
+        for key in (key for key in names if prefix + key in given):
+            value = given[prefix + key]
+            shown = f"{value:g}" if isinstance(value, float) else border.shown(value)
+            without = f"without {owners[0]}; set --config.{prefix}{owners[0]}, or leave it out"
+            beside = f"beside {owners[0]}={border.cut(str(found[owners[0]][2]))}; leave one of them out"
+            why = without if idle is operator.not_ else beside
+            raise ConfigError(f"config.{prefix}{key}={shown} says nothing {why}")
 
 
 def _check_changes(prefix: str, stage: ConfigDict) -> None:
@@ -397,13 +443,6 @@ def check_groups(prefix: str, gba: ConfigDict) -> None:
             f"config.{prefix}filter.least ({gba.filter.least:g}) is above config.{prefix}filter.most "
             f"({gba.filter.most:g}): no pass rate is between them"
         )
-    usual = defaults("gba")
-    for bound in ("least", "most"):
-        if not gba.filter.samples and gba.filter[bound] != usual[f"filter.{bound}"][2]:
-            raise ConfigError(
-                f"config.{prefix}filter.{bound}={gba.filter[bound]:g} says nothing without filter.samples, answers to "
-                f"measure pass rates by; set --config.{prefix}filter.samples, such as 8, or leave it out"
-            )
     if gba[split] % gba.paradigms_per_query:
         raise ConfigError(
             f"config.{prefix}{split} ({gba[split]}) must be a multiple of paradigms_per_query "

@@ -471,8 +471,8 @@ def _plain(value: float) -> float | None:
 
 
 def _summary(run: "Run", path: Path, state: State) -> dict:
-    """A run's headline figures: the rewards of its first and its last tenth."""
-    rows = [row for row in run.metrics() if "reward" in row]
+    """A run's headline figures: the rewards of the first and the last tenth of the steps behind what is exported."""
+    rows = [row for row in run.metrics() if "reward" in row and row["step"] <= state.step]
     tenth = max(1, len(rows) // 10)
     summary: dict[str, Any] = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
     for name in ("reward", "rewards/accuracy/mean"):

@@ -17,6 +17,7 @@ from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.models import load_architecture, load_processor
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.runtime import Run, metrics, processes
+from mmedexpert_jax.runtime.run import finished
 from mmedexpert_jax.train.policy import Evaluate
 
 NOTE = "Percent with 95 % intervals, [Wilson's] and (the bootstrap's over cases); gains in points, paired over cases."
@@ -124,10 +125,15 @@ def paired_gain(before: Evaluation, after: Evaluation) -> Figure:
 
 
 def first_and_last(folder: Path) -> dict[str, Evaluation]:
-    """The evaluations before and after training, as far as a run directory has them: "step 0", "step 48"."""
+    """The evaluations before and after training, as far as a run directory has them: "step 0", "step 48"; of a run that
+    exports its best checkpoint, after is that one's: "step 32 (best)"."""
     steps = sorted({row["step"] for row in metrics.read(folder) if "eval/accuracy" in row})
-    ends = dict.fromkeys([*steps[:1], *steps[-1:]])
-    return {f"step {step}": Evaluation.read(_rows(folder, step)) for step in ends if _rows(folder, step).exists()}
+    exported = finished(folder).get("summary", {}).get("steps")
+    last = exported if exported in steps else max(steps, default=0)
+    names = {step: f"step {step}" for step in (*steps[:1], last)}
+    if last < max(steps, default=0):
+        names[last] += " (best)"
+    return {name: Evaluation.read(_rows(folder, step)) for step, name in names.items() if _rows(folder, step).exists()}
 
 
 def _rows(folder: Path, step: int, make: bool = False) -> Path:

@@ -1,5 +1,6 @@
 """`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
+import contextlib
 import itertools
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from mmedexpert_jax.runtime import metrics
 from mmedexpert_jax.runtime.run import finished
 from mmedexpert_jax.runtime.threads import in_order
 
+INSTALLED = ("mini", "smollm2")  # models of packages
 SWEEPS = ("pipeline", "ablation")  # jobs of several stages
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
@@ -35,6 +37,8 @@ def describe(config: ConfigDict) -> str:
 
         *lines, last = dataset_plan.describe(config).splitlines()
         return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
+    if config.get("mergekit"):
+        config = _as_its_file_says(config)
     run = Path(config.workdir)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     lines = [f"job      {config.job} (preset {config.preset})"]
@@ -58,6 +62,15 @@ def describe(config: ConfigDict) -> str:
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config, counts), *_changed(config)]
     return "\n".join([*lines, f"nothing was run; without plan it starts; fields: mmedexpert {config.job} --help"])
+
+
+def _as_its_file_says(config: ConfigDict) -> ConfigDict:
+    """The config of a merge with the base and the experts that its mergekit file names."""
+    from mmedexpert_jax.merging.merge_job import recipe_of
+
+    recipe, config = recipe_of(config), config.copy_and_resolve_references().unlock()
+    config.model.path, config.experts = recipe.base, tuple(recipe.experts.values())
+    return config.lock()
 
 
 def preflight(config: ConfigDict) -> None:
@@ -106,10 +119,11 @@ def check_models(config: ConfigDict) -> None:
 
 
 def _check_merge(config: ConfigDict) -> None:
-    from mmedexpert_jax.merging.merge_job import naming, recipe_of
+    from mmedexpert_jax.merging.merge_job import check_together, naming, recipe_of
     from mmedexpert_jax.merging.merge_recipe import is_checkpoint
 
     recipe = recipe_of(config)
+    check_together(config, recipe)
     paths = [part for model in (recipe.base, *recipe.experts.values()) for part in parts_of(model)]
     if all(path == "mini" or Path(path).expanduser().is_dir() for path in paths) and is_checkpoint(recipe.base):
         with naming(config):
@@ -165,6 +179,7 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
     from mmedexpert_jax.plan.budget import training_steps
     from mmedexpert_jax.train.optimizer import unreached
 
+    yield from (f"note     {line}" for line in beyond_positions(config))
     train = counts.get("train")
     kinds = {"": config} if config.job in ("dsa", "gba") else {}
     if config.job in SWEEPS:
@@ -182,6 +197,27 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
         updates = min(steps) * stage.get("inner_epochs", 1) * stage.get("minibatches", 1)
         if sentence := unreached(stage, updates):
             yield f"note     {prefix}{sentence}"
+
+
+def beyond_positions(config: ConfigDict) -> Iterator[str]:
+    """A sentence for each model here that prompts and answers may take beyond the positions that it was trained for."""
+    from mmedexpert_jax.plan.architecture import architecture
+
+    if config.job not in ("dsa", "gba", "evaluate"):
+        return
+    asked = config.max_prompt_length + config.max_new_tokens
+    for entry in (config.model.path, *config.get("compare", ())):
+        path = named_path(entry)[1]
+        if REMOTE_MODEL.match(entry) or not (path in INSTALLED or Path(path).expanduser().is_dir()):
+            continue
+        context = asked
+        with contextlib.suppress(DataError, RemoteError):  # which its load will raise
+            context = architecture(path)[0].text.max_position_embeddings
+        if asked > context:
+            yield (
+                f"max_prompt_length and max_new_tokens are {asked:,} tokens together, and {path} has positions for "
+                f"{context:,}: what it says beyond them is worth little"
+            )
 
 
 def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from mmedexpert_jax.launch.job_plan import (
     COUNTED,
     SWEEPS,
     adapter_folder,
+    beyond_positions,
     check,
     check_devices,
     check_models,
@@ -31,7 +32,7 @@ from mmedexpert_jax.launch.job_plan import (
 )
 from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import costs, files, processes
-from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use
+from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use, settled
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -108,9 +109,13 @@ def _carry_out(config: ConfigDict) -> None:
     check_devices(config)
     if config.job in ("dsa", "gba", "pretrain", *SWEEPS):
         preflight(config)
+    elif config.job == "merge":
+        from mmedexpert_jax.merging.merge_job import check_numbers
+
+        check_numbers(config)
     if config.plan:
-        if config.job == "export" and config.format == "adapter":
-            adapter_folder(config.model.path)
+        if config.job == "export":
+            _check_export(config)
         refuse_folder(config.workdir, config.job)
         if not config.fresh and config.job not in DRIFTING:
             refuse_drift(config.workdir, config)
@@ -122,6 +127,8 @@ def _carry_out(config: ConfigDict) -> None:
     from mmedexpert_jax.launch.closing import closing
     from mmedexpert_jax.runtime.progress import COMPILING
 
+    for line in beyond_positions(config):
+        _say(f"hint: {line}")
     before = COMPILING.seconds  # of jobs that the same process ran earlier
     _say(closing(config, before) if run_job(config) else "--config.fresh=True starts over")
 
@@ -192,6 +199,14 @@ def run_job(config: ConfigDict) -> bool:
     return True
 
 
+def _run_part(config: ConfigDict) -> None:
+    """Carries out a part of a job; one that is finished stays as it was made, though others go on with other fields."""
+    if kept := processes.agree(settled(config.workdir, config)):
+        print(f"{config.workdir} is finished and stays as it is: {kept}", flush=True)
+    else:
+        run_job(config)
+
+
 def _dsa(config: ConfigDict, run: "Run") -> None:
     """One expert, or all four, each in a run of its own inside this one."""
     if config.specialty != "all":
@@ -203,7 +218,7 @@ def _dsa(config: ConfigDict, run: "Run") -> None:
         load_cases(config.data.path, "train", specialty=name, limit=config.limit, seed=config.seed)
     for name in SPECIALTIES:
         pipeline.stop_if_asked(run, name)
-        run_job(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
+        _run_part(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
     run.finish({"experts": {name: str(run.path / name) for name in SPECIALTIES}})
 
 
@@ -267,10 +282,9 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
 
 def _export(config: ConfigDict, run: "Run") -> None:
     """The model behind `model.path` with its adapters folded in, or the adapter alone."""
-    from mmedexpert_jax.models.save import check_repository, push
+    from mmedexpert_jax.models.save import push
 
-    if config.push:
-        check_repository(config.push)
+    _check_export(config)
     output = Path(config.output or run.path / "export" / config.format).expanduser()
     if config.format == "adapter":
         _copy_adapter(config.model.path, output, bool(config.push))
@@ -287,6 +301,27 @@ def _export(config: ConfigDict, run: "Run") -> None:
     if config.push:
         print(f"uploaded: {push(output, config.push)}", flush=True)
     run.finish({"output": str(output)})
+
+
+def _check_export(config: ConfigDict) -> None:
+    """Raises what would keep an export from being written or uploaded, before a model is read."""
+    from mmedexpert_jax.models.hub_card import on_the_hub
+    from mmedexpert_jax.models.locate import CHOSEN, base_under
+    from mmedexpert_jax.models.save import check_repository
+
+    if config.push:
+        check_repository(config.push)
+    if config.output:
+        files.claim(Path(config.output).expanduser())
+    if config.format != "adapter":
+        return
+    source = adapter_folder(config.model.path)
+    base = base_under(source, CHOSEN["base"])
+    if config.push and not on_the_hub(base):
+        raise ConfigError(
+            f"config.push: the base of {source} is {base}, which is on this machine alone; give the base's hub id as "
+            "--config.model.base=owner/name, or --config.format=model"
+        )
 
 
 class _AdapterConfig(msgspec.Struct):
@@ -327,13 +362,10 @@ def _folded(source: str, dtype: str) -> tuple[Any, dict]:
 
 
 def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
-    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers.
-
-    Raises ConfigError where it is to be `uploaded` and its base is a folder of this machine.
-    """
+    """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
     from mmedexpert_jax.lora import base_of, finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
-    from mmedexpert_jax.models.hub_card import adapter_card, on_the_hub, training_of
+    from mmedexpert_jax.models.hub_card import adapter_card, training_of
     from mmedexpert_jax.models.locate import CHOSEN, base_under, is_adapter
     from mmedexpert_jax.models.stored_tensors import views
 
@@ -342,11 +374,6 @@ def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
         raise DataError(f"{source}: no adapter_model.safetensors; save the adapter again with safetensors")
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
     base = base_under(source, CHOSEN["base"])
-    if uploaded and not on_the_hub(base):
-        raise ConfigError(
-            f"config.push: the base of {source} is {base}, which is on this machine alone; give the base's hub id as "
-            "--config.model.base=owner/name, or --config.format=model"
-        )
     files.claim(output)
     card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()) + _place(base, uploaded))
     with files.writing(output), files.replacing(output) as target:
@@ -393,7 +420,7 @@ JOBS: dict[str, Callable[[ConfigDict, "Run"], None]] = {
     "gba": _gba,
     "merge": _merge,
     "evaluate": _evaluate,
-    "pipeline": lambda config, run: pipeline.run(config, run, run_job),
+    "pipeline": lambda config, run: pipeline.run(config, run, _run_part),
     "ablation": lambda config, run: ablation.run(config, run, run_job),
     "export": _export,
     "pretrain": _pretrain,

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from PIL import Image
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError
+from mmedexpert_jax.launch.job_plan import INSTALLED
+from mmedexpert_jax.processing.processor import IMAGES, TEMPLATES, TOKENIZERS
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
 
 VOTES = "votes.jsonl"  # in the workdir
-INSTALLED = ("mini", "smollm2")  # models of packages
 CONNECTIONS = 64  # beyond those in the queue; uvicorn answers any more with 503
 
 
@@ -177,6 +179,26 @@ def _on_base(source: str, path: str) -> list[Path]:
         raise DataError(f"config.adapters: {error}") from error
     if not adapters:
         raise ConfigError(f"config.adapters: {source[:80]} holds no adapter; serve it as model.path")
-    if base != models.locate.trace(path)[0]:
+    served, over = models.locate.trace(path)
+    if base.resolve() != served.resolve():
         raise ConfigError(f"config.adapters: {source[:80]} stands on another base than {path[:80]}")
+    own = any((part / name).is_file() for part in (*over, *adapters) for name in (*TOKENIZERS, *IMAGES, *TEMPLATES))
+    if own and over != adapters and _prompts(source) != _prompts(path):
+        raise ConfigError(
+            f"config.adapters: {source[:80]} has a chat template, tokenizer or image settings of its own, under which "
+            f"prompts are others than those of {path[:80]}; serve it by itself, as config.model.path"
+        )
     return adapters
+
+
+def _prompts(source: str) -> list[Any]:
+    """Probes as a model's own tokenizer and template write them, and its image settings: equal where they are alike."""
+    processor, found = models.load_processor(source), []
+    turns = [{"role": role, "content": f" {role}: 3 mg/L\n"} for role in ("system", "user", "assistant", "user")]
+    shown = {"type": "image", "image": Image.new("RGB", (64, 48))}
+    for conversation in (turns, turns[1:2], [{"role": "user", "content": [shown, {"type": "text", "text": "Why?"}]}]):
+        try:
+            found.append(processor.encode(conversation).tokens.tolist())
+        except DataError:  # a template without system turns, a model without images
+            found.append(None)
+    return [*found, processor.image_config.to_hf()]

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.config.fields import named_path
+from mmedexpert_jax.config.job_config import changed
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
@@ -45,7 +46,7 @@ def run(config: ConfigDict, run: Run, evaluate: Evaluate | None = None) -> None:
         evaluate: (parameters, number of the setting) -> named figures `eval/...`; scores the settings of a sweep.
     """
     recipe = recipe_of(config)
-    _check_fields(config, recipe)
+    check_together(config, recipe)
     values: dict[str, Any] = {"experts": dict(recipe.experts)}
     tables = {}
     with files.writing(run.path):
@@ -83,7 +84,7 @@ def naming(config: ConfigDict) -> Iterator[None]:
         raise
 
 
-def _check_fields(config: ConfigDict, recipe: Recipe) -> None:
+def check_together(config: ConfigDict, recipe: Recipe) -> None:
     """Raises ConfigError, or prints a line, where fields would say nothing without others."""
     settings = config.get("sweep")
     if settings and not settings.densities and (settings.get("trials", 0) or settings.get("score")):
@@ -91,12 +92,22 @@ def _check_fields(config: ConfigDict, recipe: Recipe) -> None:
     method = recipe.parameters.method
     if settings and len(settings.densities) > 1 and not uses(method, "density"):
         raise ConfigError(f"config.sweep.densities: {method} has no density; give one value, and vary the scales")
+    if settings and settings.densities:
+        at(recipe.parameters, 1.0, 1.0)  # which refuses numbers that a sweep would pass over
     if settings and settings.get("trials", 0) and not uses(method, "weight"):
         raise ConfigError(f"config.sweep.trials: {method} has no weights to search; leave it out")
     if config.get("mergekit") and (beside := [key for key in ("weights", "parameters") if config.get(key)]):
         raise ConfigError(f"config.{beside[0]} says nothing beside config.mergekit: write its numbers into that file")
     if config.get("rl_origin") == "start" and not recipe.start_only:
         print("merge: no expert is called RL, so that rl_origin=start says nothing", flush=True)
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises ConfigError where a number of the job is set that its method does not read."""
+    reads = {"density": uses(config.method, "density"), "fisher_prompts": METHODS[config.method].by_fisher}
+    for key in changed(config):
+        if not reads.get(key, True):
+            raise ConfigError(f"config.{key} says nothing: {config.method} has no {key}; leave it out")
 
 
 def recipe_of(config: ConfigDict) -> Recipe:

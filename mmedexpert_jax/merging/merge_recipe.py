@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, UserError
 from mmedexpert_jax.lora import Lora, load_peft, with_saved_modules
 from mmedexpert_jax.merging.alignment import aligned, enlarged, layers, rows_of, union, vocabularies
@@ -25,7 +26,7 @@ from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.methods import Switches
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
-from mmedexpert_jax.models.locate import locate, trace
+from mmedexpert_jax.models.locate import from_above, locate, trace
 from mmedexpert_jax.models.stored_tensors import Stored
 from mmedexpert_jax.models.tree import flatten, nest
 from mmedexpert_jax.runtime import files
@@ -340,7 +341,10 @@ def read_recipe(path: str | Path) -> Recipe:
         more = {key: content.get(key, "") for key in ("tokenizer", "fisher")}
         parameters.check()
         start_only = tuple(content["start_only"])
-        return Recipe(content["base"], content["experts"], parameters, start_only, content["dtype"], **more)
+        base, experts = from_above(content["base"], file.parent), dict(content["experts"])
+        for name, path in experts.items():
+            experts[name] = "+".join(from_above(part, file.parent) for part in parts_of(path))
+        return Recipe(base, experts, parameters, start_only, content["dtype"], **more)
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: not a recipe of a merge ({error}); write it again with --config.result=recipe"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging.blockwise import Merge, parallel, spans
 from mmedexpert_jax.merging.interference import Interference, add
 from mmedexpert_jax.merging.merge_recipe import output_dtype
@@ -133,7 +134,15 @@ def variant(job: Merge, density: float, scale: float, weights: Mapping[str, floa
 
 
 def at(how: Parameters, density: float, scale: float, weights: Mapping[str, float] | None = None) -> Parameters:
-    """The same parameters at another density, scale and weights (None: its own)."""
+    """The same parameters at another density, scale and weights (None: its own).
+
+    Raises:
+        ConfigError: densities or scales by tensor, layer or expert, which this would pass over.
+    """
+    for which in ("density", "scale"):
+        specs = how.numbers.get(which, {}).values()
+        if len(set(map(repr, specs))) > 1 or not all(isinstance(spec, int | float) for spec in specs):
+            raise ConfigError(f"a sweep has one {which} for all: leave out {which} by tensor, layer or expert")
     numbers = {**how.numbers, "density": {"": density}, "scale": {"": scale}}
     if weights:
         numbers["weight"] = dict(weights)

@@ -49,7 +49,7 @@ def base_under(adapter: Path, base: str = "", over: Sequence[Path] = ()) -> str:
     """
     if adapter in over:
         raise DataError(f"{adapter}/adapter_config.json: base_model_name_or_path leads back to the adapter itself")
-    src = lora_module.base_of(read_json(adapter / "adapter_config.json")) or base
+    src = from_above(lora_module.base_of(read_json(adapter / "adapter_config.json")) or base, adapter)
     if base and not is_adapter(src):
         src = base
     if not isinstance(src, str) or not src:
@@ -58,6 +58,14 @@ def base_under(adapter: Path, base: str = "", over: Sequence[Path] = ()) -> str:
             "with --config.model.base="
         )
     return src
+
+
+def from_above(src: Any, folder: Path) -> Any:
+    """A model that a file in a folder names: a relative path that is not here counts from the nearest folder above that
+    file from which it is there, as the job that wrote it may have run in that one."""
+    if not isinstance(src, str) or src in ("", "mini", "smollm2") or Path(src).expanduser().exists():
+        return src
+    return next((str(place / src) for place in folder.resolve().parents if (place / src).is_dir()), src)
 
 
 def is_adapter(src: Any) -> bool:
@@ -73,7 +81,7 @@ def origin(src: str | Path) -> str:
     _, adapters = trace(src)
     if not adapters:
         return str(src)
-    return CHOSEN["base"] or lora_module.base_of(read_json(adapters[0] / "adapter_config.json"))
+    return CHOSEN["base"] or base_under(adapters[0])
 
 
 def locate(src: str | Path) -> Path:

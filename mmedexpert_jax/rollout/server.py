@@ -20,10 +20,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mmedexpert_jax.border import parse_json
+from mmedexpert_jax.border import check, cut, parse_json
 from mmedexpert_jax.errors import DataError, ResourceError, UserError
 from mmedexpert_jax.processing.images import open_image
-from mmedexpert_jax.processing.processor import Conversation
+from mmedexpert_jax.processing.processor import Conversation, Processor
 from mmedexpert_jax.rollout.chat import Vote, Votes, pages
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
@@ -34,19 +34,26 @@ CHOICES = 64  # of a request
 IMAGES = 32  # of a request
 CHARACTERS = 64  # for each token that a prompt may have: longer texts are refused before they are cut into tokens
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
-# Fields that would change an answer by what this server has not, and the values that change nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
+# Fields beside those of ChatRequest -> their values that change no answer; None: any does not. Of fields that are not
+# here either, NOTHING. Whatever else is asked for is refused by the field's name.
+IDLE: dict[str, tuple[Any, ...] | None] = {
+    **dict.fromkeys(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")),
+    **dict.fromkeys(("prompt_cache_retention", "parallel_tool_calls", "spaces_between_special_tokens")),
+    **dict.fromkeys(("priority", "request_id", "cache_salt", "cache_prompt", "id_slot", "keep_alive")),
+    **dict.fromkeys(("skip_special_tokens", "add_generation_prompt", "include_reasoning", "do_sample"), (True,)),
+    **dict.fromkeys(("repetition_penalty", "repeat_penalty", "length_penalty", "typical_p", "best_of"), (1,)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    **dict.fromkeys(("think", "enable_thinking", "web_search_options"), ()),
     "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "top_logprobs": (0,),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "chat_template_content_format": ("auto",),
 }
-_DATA = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+NOTHING = (0, "", [], {})  # 0 is False too
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves in GPT-2's tokens
+_BYTES = {chr(byte): byte for byte in _PRINTED}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)}
+_WIDEST = 4  # bytes, and so tokens, of a letter
 
 Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Heat = Annotated[float, msgspec.Meta(ge=0, le=2)]
@@ -54,10 +61,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ChatRequest(msgspec.Struct):
-    """The fields that are read of a request; others of the protocol, which change no answer, are left alone."""
+    """The fields that are read of a request."""
 
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1024)]
-    model: str = ""
+    model: str | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=CHOICES)] | None = 1
     temperature: Heat | None = 1.0
     top_p: Fraction | None = 1.0
@@ -69,15 +76,6 @@ class ChatRequest(msgspec.Struct):
     stream: bool | None = False
     stream_options: dict[str, Any] | None = None
     logprobs: bool | None = False
-    top_logprobs: int | None = 0
-    tools: Any = None
-    functions: Any = None
-    response_format: Any = None
-    logit_bias: Any = None
-    presence_penalty: float | None = 0
-    frequency_penalty: float | None = 0
-    repetition_penalty: float | None = 1
-    min_p: float | None = 0
 
     @property
     def stops(self) -> list[str]:
@@ -213,11 +211,13 @@ class _Server:
     def _read(self, body: bytes) -> tuple[ChatRequest, Any]:
         """The question of a body, and its prompt encoded."""
         try:
-            question = parse_json(body, "request", ChatRequest)
+            given = parse_json(body, "request")
+            question = check(given, ChatRequest, "request")
             question.model = self._served(question.model or next(iter(self.desk.loras)))
-            for name, idle in UNSUPPORTED.items():
-                if getattr(question, name) not in (None, *idle):
-                    raise Refusal(400, f"{name} is not supported")
+            for name in given.keys() - set(question.__struct_fields__):
+                idle = IDLE.get(name, NOTHING)
+                if idle is not None and given[name] not in (None, *idle):
+                    raise Refusal(400, f"{cut(name)} is not supported")
             asked = question.max_tokens or question.max_completion_tokens or self.desk.max_new_tokens
             if asked > self.desk.max_new_tokens:
                 raise Refusal(400, f"max_tokens {asked} is over the server's {self.desk.max_new_tokens}")
@@ -337,14 +337,29 @@ class _Answer:
         if not self.question.logprobs:
             return []
         rows = []
-        for token, logprob in zip(done.tokens[0, begin:end], done.logprobs[0, begin:end], strict=True):
-            text = self.desk.processor.decode([int(token)])
-            value = {"token": text, "logprob": float(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+        for place in range(begin, end):
+            text, spelt = _piece(self.desk.processor, np.asarray(done.tokens[0, : place + 1]))
+            value = {"token": text, "logprob": float(done.logprobs[0, place]), "bytes": list(spelt)}
             rows.append(value | {"top_logprobs": []})
         return rows
 
     def _told(self, tokens: list[dict]) -> dict[str, Any] | None:
         return {"content": tokens} if self.question.logprobs else None
+
+
+def _piece(processor: Processor, tokens: np.ndarray) -> tuple[str, bytes]:
+    """The text that the last token adds, and its bytes, which of a part of a letter only its own spelling tells."""
+    before, after = (processor.decode(part) for part in (tokens[-_WIDEST - 1 : -1], tokens[-_WIDEST - 1 :]))
+    if not before.endswith("\ufffd") and after.startswith(before) and "\ufffd" not in after[len(before) :]:
+        return after[len(before) :], after[len(before) :].encode("utf-8", "replace")
+    spelling = processor.tokenizer.convert_ids_to_tokens(int(tokens[-1]))
+    if found := re.fullmatch("<0x([0-9A-F]{2})>", spelling):  # SentencePiece's
+        spelt = bytes.fromhex(found[1])
+    elif set(spelling) <= _BYTES.keys():
+        spelt = bytes(_BYTES[sign] for sign in spelling)
+    else:
+        spelt = spelling.replace("\u2581", " ").encode()
+    return processor.decode(tokens[-1:]), spelt
 
 
 def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
@@ -356,6 +371,10 @@ def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
         if not isinstance(role, str) or role not in ROLES:
             raise Refusal(400, f"messages[{number}].role: give system, user or assistant")
         role = ROLES[role]
+        if message.get("tool_calls") or message.get("function_call"):
+            raise Refusal(400, f"messages[{number}]: calls of tools are not supported")
+        if content is None and role == "assistant":  # beside a refusal, say
+            content = message.get("refusal") or ""
         if isinstance(content, str):
             turns.append({"role": role, "content": content})
             characters += len(content)
@@ -375,14 +394,14 @@ def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
 
 def _part(part: Any, place: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+    if kind in ("text", "refusal") and isinstance(part.get(kind), str):
+        return {"type": "text", "text": part[kind]}
     if kind != "image_url":
         raise Refusal(400, f"{place}: give type text or image_url")
     address = part.get("image_url")
     address = address.get("url") if isinstance(address, dict) else address
     # An address elsewhere is refused: a server that fetches what it is told to reaches into its own network.
-    if not isinstance(address, str) or not _DATA.match(address):
+    if not isinstance(address, str) or address[:5].lower() != "data:":
         raise Refusal(400, f"{place}: give the image as data:image/png;base64,...")
     return {"type": "image", "image": open_image(address, place)}
 

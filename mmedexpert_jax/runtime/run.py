@@ -55,12 +55,15 @@ class Run:
         self._keep = keep
         self._writes = processes.is_writer()
         status = read_status(path)
-        done = status.get("state") == "done" and not self._grown() and not _goes_back(self.config, status)
+        back = _goes_back(path, self.config, status)
+        done = status.get("state") == "done" and not _grown(path, self.config) and not back
         self.done, status = processes.agree((done, status))
         self.resumed = bool(status)
         self.summary: dict[str, Any] = status.get("summary") or {}
         now = _now()
         self._status = {"state": "running", "step": 0, "started": now, "summary": {}} | status | {"pid": os.getpid()}
+        if back:
+            self._status["resumed_from"] = 0  # until `last_checkpoint` has gone back, though config.json is new by then
         if not self.done:
             self._status["state"] = "running"
             self._status.pop("error", None)
@@ -162,7 +165,7 @@ class Run:
         if processes.is_writer():
             self.checkpoints.recover()
         back = int(self.config.get("resume_from") or 0)
-        if _goes_back(self.config, self._status):
+        if _goes_back(self.path, self.config, self._status):
             self.checkpoints.drop_after(back)
         self._status["resumed_from"] = back
         return self.checkpoints.latest()
@@ -235,10 +238,6 @@ class Run:
             raise Interrupted(text, error.args[0]) from None
         if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
             raise files.unwritable(error.filename or self.path, error.errno) from error
-
-    def _grown(self) -> bool:
-        saved = saved_config(self.path)
-        return any(resumes(key, self.config.get("job", "")) == "grows" for key in _drift(saved, self.config))
 
     def _write_start(self) -> None:
         if self._writes:  # the first of all: whatever a kill leaves behind is then known to be ours
@@ -407,15 +406,48 @@ def _named(config: dict) -> set[str]:
     return {f"{key.removesuffix('allow_changes')}{name}" for key, names in groups.items() for name in names}
 
 
-def _goes_back(config: dict, status: dict) -> bool:
-    """True where `resume_from` names a step to which the run has not gone back yet."""
+def _grown(path: Path, config: dict) -> bool:
+    """True where a run is to go on further than it was to, or to an end that is known only later (0)."""
+    pairs = (pair for key, pair in _drift(saved_config(path), config).items() if _resumes(key, config) == "grows")
+    return any(_allowed("grows", *pair) or 0 in pair for pair in pairs)
+
+
+def _goes_back(path: Path, config: dict, status: dict) -> bool:
+    """True where `resume_from` names a step to which the run has not gone back yet, or which a run that has ended is
+    to try with other fields."""
     back = config.get("resume_from") or 0
-    return bool(back) and status.get("resumed_from") != back
+    again = status.get("state") == "done" and bool(_changes(path, config))
+    return bool(back) and (status.get("resumed_from") != back or again)
+
+
+def _resumes(key: str, config: dict) -> str:
+    return resumes(key, config.get("job", ""))
+
+
+def _changes(path: Path, config: dict) -> dict[str, tuple[Any, Any]]:
+    """`_drift` of the fields that only `allow_changes` lets a run go on with."""
+    drift = _drift(saved_config(path), config).items()
+    named = _named(config)
+    return {key: pair for key, pair in drift if key in named and not _allowed(_resumes(key, config), *pair)}
+
+
+def settled(workdir: str | os.PathLike, config: Any) -> str:
+    """The fields that `allow_changes` names in vain, as the run has them, since it has ended and nothing is trained
+    with others; empty where there are none."""
+    path, plain = Path(workdir).expanduser(), files.plain(config)
+    if not (changes := _changes(path, plain)) or not (status := finished(path)):
+        return ""
+    goes_on = _grown(path, plain) or _goes_back(path, plain, status)
+    return "" if goes_on else "; ".join(_differ(*item) for item in changes.items())
+
+
+def _differ(key: str, pair: tuple[Any, Any]) -> str:
+    return f"{border.cut(key)} was {border.shown(pair[0])}, now {border.shown(pair[1])}"
 
 
 def _refuse_absent(path: Path, config: dict) -> None:
     """Raises ConfigError where the checkpoint to go back to is not there, before any work."""
-    if not _goes_back(config, read_status(path)):
+    if not config.get("resume_from") or not _goes_back(path, config, read_status(path)):
         return
     found = sorted(int(file.parent.name) for file in path.glob("ckpt/*/manifest.json") if file.parent.name.isdigit())
     if config["resume_from"] not in found:
@@ -428,8 +460,7 @@ def _refuse_absent(path: Path, config: dict) -> None:
 
 def _say_changes(path: Path, config: dict) -> None:
     """Prints the fields that were changed by name, which stand in config.json from here on."""
-    changed = {key: pair for key, pair in _drift(saved_config(path), config).items() if key in _named(config)}
-    if files.is_run(path) and changed:
+    if files.is_run(path) and (changed := _changes(path, config)):
         parts = (f"{border.cut(key)} {border.shown(old)} -> {border.shown(new)}" for key, (old, new) in changed.items())
         print(f"{path} goes on with another {', '.join(parts)}", flush=True)
 
@@ -471,14 +502,13 @@ def _drift_refusal(path: Path, config: dict) -> str:
         if (path / "config.json").exists():
             print(f"{path / 'config.json'} is damaged; the run goes on with the config of this command", flush=True)
         return ""
-    drift, job = _drift(saved, config), config.get("job", "")
-    named = _named(config)
-    refused = [key for key, pair in drift.items() if key not in named and not _allowed(resumes(key, job), *pair)]
+    drift, named, vain = _drift(saved, config), _named(config), settled(path, config)
+    refused = [key for key, pair in drift.items() if key not in named and not _allowed(_resumes(key, config), *pair)]
     if not refused:
-        return ""
-    parts = (
-        f"{border.cut(key)} was {border.shown(drift[key][0])}, now {border.shown(drift[key][1])}" for key in refused[:4]
-    )
+        back = "go back by resume_from=STEP, " if "resume_from" in config else ""
+        how = f"{back}train on by more steps, or start over with fresh=True"
+        return f"{path} is finished, and nothing is trained with other fields: {vain}; {how}" if vain else ""
+    parts = (_differ(key, drift[key]) for key in refused[:4])
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
     free = f"{free_folder(path)}{_by_name(refused, config)}"
     return (

@@ -78,7 +78,7 @@ def train(
     label, data = f"sft {config.specialty}", fingerprint(examples.cases)
     state = fit(config, run, learner, step, examples.steps, label, key, evaluate, data)
     path = export(config, run, model, learner.policy(state), state, processor)
-    losses = [row["loss"] for row in run.metrics() if "loss" in row]
+    losses = [row["loss"] for row in run.metrics() if "loss" in row and row["step"] <= state.step]
     summary = {"export": str(path), "steps": state.step, "num_tokens": state.num_tokens}
     ends = {"loss/first": losses[0], "loss/last": losses[-1]} if losses else {}  # none: metrics.jsonl was lost
     run.finish(summary | ends)

@@ -7,6 +7,7 @@ import pytest
 from mmedexpert_jax.config.job_config import load_config
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch.closing import closing, result, sentence
+from mmedexpert_jax.launch.held_out import first_and_last, gain
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import Run, files
@@ -36,9 +37,9 @@ BEFORE = answers(lambda number, _: number == 0)
 AFTER = answers(lambda number, modality: number < (3 if modality == "text" else 2))
 
 
-def trained(folder, job="gba"):
+def trained(folder, job="gba", further=()):
     with Run.open(folder, {"job": job}) as run:
-        for step, evaluation in ((0, BEFORE), (48, AFTER)):
+        for step, evaluation in ((0, BEFORE), (48, AFTER), *further):
             run.log(step, {"eval/accuracy": evaluation.accuracy()["accuracy"]})
             path = folder / "export" / "rows" / f"step-{step:06d}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,13 @@ def test_training_says_before_after_and_the_gain(tmp_path):
     assert (rows[0]["before"].middle, rows[0]["after"].middle, rows[0]["gain"].middle) == ("25.0", "62.5", "+37.5")
     said = sentence(rows)
     assert said.startswith("held-out 25.0 -> 62.5 %, +37.5 [+3") and "; image 25.0 -> 50.0 %, +25.0 [" in said
+
+
+def test_of_a_run_that_exports_its_best_checkpoint_that_one_is_told(tmp_path):
+    trained(tmp_path / "run", further=((96, BEFORE),))  # the summary says that step 48 is exported
+    assert sentence(result("gba", tmp_path / "run")).startswith("held-out 25.0 -> 62.5 %, +37.5 [")
+    assert list(first_and_last(tmp_path / "run")) == ["step 0", "step 48 (best)"]
+    assert gain(tmp_path / "run")["held_out/after"] == 0.625
 
 
 def test_every_expert_has_a_row(tmp_path):

@@ -10,7 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora, models
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.jobs import _run_part
+from mmedexpert_jax.runtime import Run
 
 SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=40", "--config.eval.batch_size=8"]
 
@@ -54,6 +57,18 @@ def test_an_expert_is_trained_evaluated_and_exported(tiny, capsys):
     assert main([*export, "--config.format=adapter", "--config.workdir=other", "--config.output=runs/adapter"]) == 2
     wrong = ["--config=configs/export.py", tiny[0], "--config.format=adapter", "--config.workdir=third"]
     assert main(wrong) == 3 and "holds no adapter" in capsys.readouterr().err
+
+
+def test_an_expert_that_is_done_stays_though_the_others_go_on_with_other_fields(tmp_path, capsys):
+    config = load_config("configs/dsa.py", {"specialty": "AM", "workdir": str(tmp_path / "AM"), "lr": 0.1})
+    with Run.open(config.workdir, config) as run:
+        run.finish({})
+    before = (run.path / "config.json").read_bytes()
+    with config.unlocked():
+        config.lr, config.allow_changes = 0.2, ("lr",)
+    _run_part(config)
+    assert capsys.readouterr().out == f"{run.path} is finished and stays as it is: lr was 0.1, now 0.2\n"
+    assert (run.path / "config.json").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -155,6 +170,41 @@ def test_what_is_uploaded_names_no_folder_of_this_machine(adapter, tmp_path, mon
         assert "smith" not in text and "mary" not in text and str(tmp_path) not in text
         assert "from `base`, on the data `a.csv`" in text
     assert {folder.name for folder in sent} == {"adapter", "model"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("output=full",), "full holds something other than a model"),
+        (("output=full/thesis.tex",), "full/thesis.tex is there already and no directory"),
+        (("push=mine",), "config.push"),
+        (("format=adapter", "push=me/mine"), "which is on this machine alone"),
+    ],
+)
+def test_a_plan_of_an_export_refuses_what_the_run_would(adapter, monkeypatch, capsys, fields, said):
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("mine")
+    monkeypatch.setattr(models, "load_policy", None)  # it is refused before the model is read
+    for plan in ("True", "False"):
+        assert main([*adapter, f"--config.plan={plan}", *(f"--config.{field}" for field in fields)]) == 2
+        assert said in capsys.readouterr().err
+    assert Path("full/thesis.tex").read_text() == "mine"
+
+
+def test_what_was_made_over_a_relative_path_is_found_from_any_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    """The base of an adapter, and the base and experts of a recipe, from the folder above in which they were made."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, "m/base")
+    params = models.load_model("m/base")[1]
+    lora.save_peft("runs/x/export/adapter", lora.init(jax.random.key(0), params, rank=2), base="m/base")
+    merge = ["--config=configs/merge.py", "--config.model.path=m/base", "--config.workdir=runs/y"]
+    assert main([*merge, "--config.experts=x=m/base+runs/x/export/adapter", "--config.result=recipe"]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for run in ("x", "y"):
+        assert same(models.load_model(tmp_path / "runs" / run)[1], params)  # B is 0 before training
+    assert models.locate.origin(tmp_path / "runs" / "x") == str(tmp_path / "m" / "base")
 
 
 def test_an_adapter_that_is_its_own_base_is_refused_by_a_plan_too(adapter, capsys):

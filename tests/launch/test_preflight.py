@@ -11,6 +11,7 @@ import pytest
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch import console, load_config
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.launch.job_plan import beyond_positions
 from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.plan import hours
 from mmedexpert_jax.plan.budget import count, lines, problem
@@ -186,6 +187,14 @@ def test_a_plan_of_rl_refuses_what_its_steps_would(tmp_path, monkeypatch, capsys
     assert console.main(["gba", f"data.path={data}", "--plan", *field.split()]) == code
     error = capsys.readouterr().err
     assert words in error + caplog.text and error.count("\n") == (code > 0)
+
+
+def test_answers_beyond_a_models_positions_are_told():
+    fields = {"max_prompt_length": 1500, "max_new_tokens": 549, "compare": ("x=mini", "y=endpoint:z", "gone")}
+    lines = list(beyond_positions(load_config("configs/evaluate.py", fields)))
+    assert len(lines) == 2 and "are 2,049 tokens together, and mini has positions for 2,048" in lines[0]
+    assert not list(beyond_positions(load_config("configs/evaluate.py", fields | {"max_new_tokens": 548})))
+    assert not list(beyond_positions(load_config("configs/gba.py")))
 
 
 def test_rewards_that_are_none_are_found_by_the_plan(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.models import load_processor
 
 NAMES = ("first", "second")
 
@@ -70,6 +72,29 @@ def test_an_evaluation_asks_adapters_by_name_and_gets_what_each_says_alone(folde
     assert len(said["base"]) == 4 and len({tuple(answers.items()) for answers in said.values()}) == 3
     for name in NAMES:
         assert rows[f"far-{name}"] == said[name]
+
+
+def test_an_adapter_that_asks_otherwise_than_the_base_is_served_alone(folder, tmp_path, capsys):
+    """A copy of the base's template, however written, is none of its own."""
+    own, template = tmp_path / "own", load_processor("mini").tokenizer.chat_template
+    shutil.copytree(folder / "first", own)
+    served = ["--config=configs/serve.py", f"--config.adapters=x={own}", "--config.plan=True"]
+    for text, code in (("{# saved by its trainer #}" + template, 0), ("{{ messages[-1].content }}", 2)):
+        (own / "chat_template.jinja").write_text(text)
+        assert main(served) == code
+    assert "has a chat template, tokenizer or image settings of its own" in capsys.readouterr().err
+    assert main([*served[::2], f"--config.model.path={own}"]) == 0
+
+
+def test_a_base_is_the_same_however_its_path_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models.locate.MINI, "m/base")
+    deltas = lora_module.init(jax.random.key(0), models.load_policy("mini")[1], rank=1, alpha=1.0, targets="text")
+    lora_module.save_peft(tmp_path / "m" / "adapter", deltas, base="m/base")
+    Path("link").symlink_to("m/base")
+    for path in (tmp_path / "m" / "base", "./m/../m/base", "link"):
+        arguments = [f"--config.model.path={path}", "--config.adapters=x=m/adapter", "--config.plan=True"]
+        assert main(["--config=configs/serve.py", *arguments]) == 0, capsys.readouterr().err
 
 
 def _responses(path):

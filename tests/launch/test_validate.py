@@ -1,5 +1,7 @@
 """What is wrong with a config is one line, before anything is read or written."""
 
+import re
+
 import pytest
 
 from mmedexpert_jax.config.fields import named_path
@@ -47,11 +49,24 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("gba", "Rewards.Format=1", "did you mean config.rewards.format?"),
         ("gba", "model.base=mini", "config.model.base='mini' is the model under an adapter, and none is named (mini)"),
         ("ask", "model.base=/nowhere", "give it as --config.model.path, or leave it out"),
+        ("gba", "eval.best=True eval.every=8", "config.eval.best chooses by the test split"),
+        ("pipeline", "dsa.eval.patience=2 dsa.eval.every=8", "choose on dev: --config.dsa.eval.split=dev"),
+        ("gba", "trainable=full lora.alpha=8", "config.lora.alpha=8 says nothing beside trainable=full; leave one"),
+        ("gba", "ref_mixup=0.6", "config.ref_mixup=0.6 says nothing without ref_every; set --config.ref_every"),
+        ("gba", "perception_mask=0.3", "config.perception_mask=0.3 says nothing without perception"),
+        ("pipeline", "gba.ref_mixup=0.6", "config.gba.ref_mixup=0.6 says nothing without ref_every"),
+        ("merge:smollm2", "mergekit=m.yaml density=0.9", "config.density=0.9 says nothing beside mergekit=m.yaml"),
+        ("merge", "mergekit=m.yaml model.path=mini2", "config.model.path='mini2' says nothing beside mergekit"),
+        ("merge", "sweep.scales=0.5,1 experts=mini", "config.sweep.scales=(0.5, 1.0) says nothing without sweep.dens"),
+        ("merge", "method=average density=0.9 experts=mini", "config.density says nothing: average has no density"),
+        ("merge", "fisher_prompts=9 experts=mini", "config.fisher_prompts says nothing: ties has no fisher_prompts"),
     ],
 )
 def test_it_is_one_line_and_nothing_starts(capsys, tmp_path, monkeypatch, config, argument, words):
     monkeypatch.chdir(tmp_path)
-    assert main([f"--config=configs/{config}.py", f"--config.{argument}"]) == 2
+    job, _, preset = config.partition(":")
+    arguments = (f"--config.{part}" for part in re.split(r" (?=[\w.]+=)", argument))
+    assert main([f"--config=configs/{job}.py{':' * bool(preset)}{preset}", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 

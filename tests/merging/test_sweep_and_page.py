@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging import merge_with_report
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge_page import page, write_page
 from mmedexpert_jax.merging.methods import PRESETS
 from mmedexpert_jax.merging.parameters import Parameters
-from mmedexpert_jax.merging.sweep import search, sweep
+from mmedexpert_jax.merging.sweep import at, search, sweep
 from mmedexpert_jax.merging.vectors import Expert
 from mmedexpert_jax.models.tree import flatten, nest
 from tests.accessibility import serious
@@ -53,6 +54,21 @@ def test_a_sweep_is_the_merges_one_by_one(preset, method):
         assert row["sign conflict"] == report.rates()["conflict"]
         assert row["kept mass"] == pytest.approx(np.mean(list(report.rates()["kept_mass"].values())))
     assert sweep(job, (0.5,), (1.0,)).best() is None
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"density": {"": [{"filter": "mlp", "value": 0.01}, {"value": 0.2}]}},
+        {"density": {"a": 0.9, "b": 0.01}},
+        {"scale": {"": [0.1, 0.9]}},
+    ],
+)
+def test_numbers_that_a_sweep_would_pass_over_are_refused(numbers):
+    with pytest.raises(ConfigError, match=r"a sweep has one (density|scale) for all"):
+        at(Parameters("ties", ("a", "b"), numbers=numbers), 0.1, 1.0)
+    same = Parameters("ties", ("a", "b"), numbers={"density": {"a": 0.5, "b": 0.5}})
+    assert at(same, 0.1, 1.0).number("density", "a", "x") == 0.1
 
 
 def test_a_search_begins_at_the_weights_that_its_start_was_scored_with():

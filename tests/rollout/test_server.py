@@ -10,9 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.models import load_policy, load_processor
@@ -74,7 +78,8 @@ def test_an_image_is_taken_however_its_base64_is_written(ask, address):
     head, _, encoded = part["image_url"]["url"].partition(",")
     lines = base64.encodebytes(base64.b64decode(encoded)).decode()  # of 76 characters, as RFC 2045 has it
     expected = ask([part, {"type": "text", "text": "What is it?"}]).json()["choices"]
-    for url in (f"{head},{lines}", f"{head.upper()},{encoded}", f"data:;base64,{encoded}"):
+    other = (f"data:{kind};base64,{encoded}" for kind in ("application/octet-stream", 'image/png;name="a b.png"'))
+    for url in (f"{head},{lines}", f"{head.upper()},{encoded}", f"data:;base64,{encoded}", *other):
         asked = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
         assert ask(asked).json()["choices"] == expected
     for url in ("file:///etc/passwd", "/etc/passwd", "data:text/plain,x", f"{head},%%%", encoded):
@@ -201,6 +206,17 @@ def test_a_stream_is_the_answer_and_stops_where_it_is_told(ask):
         ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
         ({"logprobs": True, "top_logprobs": 3}, 400, "top_logprobs is not supported"),
+        ({"guided_choice": ["A", "B"]}, 400, "guided_choice is not supported"),
+        ({"stop_token_ids": [3]}, 400, "stop_token_ids is not supported"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "chat_template_kwargs is not supported"),
+        ({"skip_special_tokens": False}, 400, "skip_special_tokens is not supported"),
+        ({"do_sample": False}, 400, "do_sample is not supported"),
+        ({"tool_choice": "required"}, 400, "tool_choice is not supported"),
+        ({"web_search_options": {}}, 400, "web_search_options is not supported"),
+        ({"best_of": 3}, 400, "best_of is not supported"),
+        ({"x" * 10**5: 1}, 400, "is not supported"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, 400, "calls of tools"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "content"),
         ({"stop": ["x"] * 17}, 400, "stop"),
         ({"seed": 2**64}, 400, "seed"),
         ({"key": "wrong"}, 401, "key"),
@@ -234,7 +250,42 @@ def test_a_body_that_is_no_request(address, body):
 
 def test_fields_that_change_nothing_are_taken(ask):
     idle = {"tools": None, "logit_bias": {}, "presence_penalty": 0, "response_format": {"type": "text"}, "user": "me"}
-    assert ask(**idle, n=None, stop=None, seed=None, top_p=None).json()["choices"] == ask().json()["choices"]
+    expected = ask().json()["choices"]
+    assert ask(**idle, n=None, stop=None, seed=None, top_p=None, model=None).json()["choices"] == expected
+    # vLLM's own defaults, and what OpenAI's clients send along
+    theirs = {"repetition_penalty": 1.0, "length_penalty": 1.0, "min_p": 0.0, "min_tokens": 0, "ignore_eos": False}
+    theirs |= {"skip_special_tokens": True, "add_generation_prompt": True, "stop_token_ids": [], "guided_json": None}
+    theirs |= {"echo": False, "use_beam_search": False, "store": True, "metadata": {"run": "1"}, "tool_choice": "auto"}
+    assert ask(**theirs).json()["choices"] == expected
+
+
+def test_a_turn_without_content_is_an_empty_one_and_a_refusal_is_its_text(ask):
+    def said(turn):
+        first, last = ({"role": "user", "content": text} for text in ("Why?", "And now?"))
+        return ask(messages=[first, {"role": "assistant"} | turn, last]).json()["choices"]
+
+    assert said({"content": None}) == said({"content": ""})
+    assert said({"content": None, "refusal": "No."}) == said({"content": "No."})
+    assert said({"content": [{"type": "refusal", "refusal": "No."}]}) == said({"content": "No."})
+
+
+@pytest.mark.parametrize("text", ["Größe 中文 ½ 🩻", " a  b\n\n\té", "Is a score of 7 high?", "�x"])
+def test_bytes_of_tokens_are_those_of_the_text(desk, text):
+    tokens = np.asarray(desk.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    pieces = [server._piece(desk.processor, tokens[:count])[1] for count in range(1, len(tokens) + 1)]
+    assert b"".join(pieces) == text.encode()
+
+
+def test_bytes_of_tokens_of_sentencepiece_are_those_of_the_text():
+    named = ["▁Gr", "▁b", "a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(BPE({name: number for number, name in enumerate(named)}, [], byte_fallback=True))
+    blank, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence([blank, decoders.ByteFallback(), decoders.Fuse(), strip])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    processor = SimpleNamespace(tokenizer=tokenizer, decode=lambda ids: tokenizer.decode([int(one) for one in ids]))
+    tokens = np.array([0, *(3 + byte for byte in "ö".encode()), 2, 1, *(3 + byte for byte in "中🩻".encode()), 1])
+    pieces = [server._piece(processor, tokens[:count])[1] for count in range(1, len(tokens) + 1)]
+    assert b"".join(pieces).decode() == processor.decode(tokens) == "Gröa b中🩻 b"
 
 
 @pytest.mark.parametrize(

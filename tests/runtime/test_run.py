@@ -131,6 +131,10 @@ def test_steps_may_grow_but_not_shrink(tmp_path):
     assert status(tmp_path)["state"] == "interrupted"
     with pytest.raises(ConfigError, match="steps was 20, now 10"):
         Run.open(tmp_path, CONFIG | {"steps": 10})
+    with Run.open(tmp_path, CONFIG | {"steps": 20}) as run:
+        run.finish({})
+    with pytest.raises(ConfigError, match="is finished, and nothing is trained with other fields: steps was 20, now 1"):
+        Run.open(tmp_path, CONFIG | {"steps": 10, "allow_changes": ("steps",)})
 
 
 def test_fresh_deletes_the_run_and_nothing_else(tmp_path):

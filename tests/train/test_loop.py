@@ -128,6 +128,27 @@ def test_a_run_goes_back_once_to_a_checkpoint_that_is_named(go, capsys):
         go(resume_from=5)
 
 
+def test_a_branch_point_is_tried_with_one_field_after_another(go):
+    go(keep_checkpoints=4)
+    ends = []
+    for lr in (0.2, 0.4):
+        state, run, _ = go(keep_checkpoints=4, resume_from=2, lr=lr, allow_changes=("lr",))
+        assert [row["learning_rate"] for row in run.metrics()] == pytest.approx([0.1] * 2 + [lr] * 4)
+        ends.append(state)
+    assert not same(*ends)
+    with Run.open(run.path, run.config) as again:
+        assert again.done  # the same command, given once more
+
+
+def test_a_finished_run_is_not_told_other_fields_than_it_was_trained_with(go):
+    _, run, _ = go()
+    before = (run.path / "config.json").read_bytes()
+    for key, value in {"lr": 0.2, "adam_betas": (0.5, 0.9)}.items():
+        with pytest.raises(ConfigError, match=rf"is finished, .*: {key} was .*, now .*; go back by resume_from"):
+            go(**{key: value}, allow_changes=(key,))
+        assert (run.path / "config.json").read_bytes() == before
+
+
 def test_a_field_is_changed_by_its_name_alone(go, capsys):
     with pytest.raises(Interrupted):
         go(stop=3)
