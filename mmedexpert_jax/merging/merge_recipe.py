@@ -342,8 +342,8 @@ def read_recipe(path: str | Path) -> Recipe:
         parameters.check()
         start_only = tuple(content["start_only"])
         base, experts = from_above(content["base"], file.parent), dict(content["experts"])
-        for name, path in experts.items():
-            experts[name] = "+".join(from_above(part, file.parent) for part in parts_of(path))
+        for name, expert in experts.items():
+            experts[name] = "+".join(from_above(part, file.parent) for part in parts_of(expert))
         return Recipe(base, experts, parameters, start_only, content["dtype"], **more)
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise DataError(

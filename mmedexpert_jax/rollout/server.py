@@ -49,7 +49,7 @@ IDLE: dict[str, tuple[Any, ...] | None] = {
     "verbosity": ("medium",),
     "chat_template_content_format": ("auto",),
 }
-NOTHING = (0, "", [], {})  # 0 is False too
+NOTHING: tuple[Any, ...] = (0, "", [], {})  # 0 is False too
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves in GPT-2's tokens
 _BYTES = {chr(byte): byte for byte in _PRINTED}
 _BYTES |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)}
@@ -245,7 +245,7 @@ class _Answer:
         temperature = 1.0 if question.temperature is None else question.temperature
         self.choices = [
             Choice(
-                question.model,
+                question.model or "",  # which `_read` has filled in
                 encoded,
                 secrets.randbits(32) if question.seed is None else _row(question.seed, index),
                 temperature,
