@@ -228,7 +228,11 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if not options and (tag := _TAG.search(answer)):
         raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
     label = unicodedata.normalize("NFKC", answer).upper()
-    if not options and len(answer) == 1 and (label in LETTERS or forms.listed_in(question, answer)):
+    if (
+        not options
+        and len(answer) == 1
+        and (label in LETTERS or (answer.isalnum() and forms.listed_in(question, answer)))
+    ):
         raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
     if line := forms.gives_away(question, options, answer):
         raise DataError(f"{where}, key question: {border.shown(line)} gives its own answer away; take it out")

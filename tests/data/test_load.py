@@ -833,3 +833,10 @@ def test_a_split_is_one_file_and_may_lie_as_the_hub_has_it(tmp_path):
             read()
     (tmp_path / "train.parquet").unlink()
     assert len(load_cases(tmp_path, "train")) == 1
+
+
+def test_a_path_of_windows_is_found(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "x.png").write_bytes(_png())
+    (case,) = load_cases(_write(tmp_path, ROW | {"images": [r"img\x.png"]}), "train")
+    assert case.images[0].picture().size == (8, 8)
