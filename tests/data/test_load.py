@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -840,3 +841,19 @@ def test_a_path_of_windows_is_found(tmp_path):
     (tmp_path / "img" / "x.png").write_bytes(_png())
     (case,) = load_cases(_write(tmp_path, ROW | {"images": [r"img\x.png"]}), "train")
     assert case.images[0].picture().size == (8, 8)
+
+
+def test_a_mark_counts_for_the_images_of_the_row_or_for_all(tmp_path):
+    """Some write a mark for each image beside the text alone, others for parts of the turn, too."""
+    (tmp_path / "x.png").write_bytes(_png())
+    parts = [{"type": "image", "path": "x.png"}, {"type": "text", "text": "<image>Which?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "gout"}]
+    (case,) = load_cases(_write(tmp_path, {"messages": turns, "images": ["x.png"]}), "train")
+    assert (case.question, len(case.images)) == ("Which?", 2)
+
+
+def test_signs_without_end_are_looked_through_at_once(tmp_path):
+    begun = time.process_time()
+    for text in ("![" * 20_000, "\n-" * 20_000, "<img " * 20_000, ". " * 20_000, "Answer " * 20_000):
+        load_cases(_write(tmp_path, ROW | {"question": f"Which? {text}"}), "train")
+    assert time.process_time() - begun < 5
