@@ -20,6 +20,7 @@ from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, forms, load
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
+from mmedexpert_jax.mmedexpert.sources import collect
 from mmedexpert_jax.processing import ImageRef, open_image
 
 ROW = {
@@ -857,3 +858,16 @@ def test_signs_without_end_are_looked_through_at_once(tmp_path):
     for text in ("![" * 20_000, "\n-" * 20_000, "<img " * 20_000, ". " * 20_000, "Answer " * 20_000):
         load_cases(_write(tmp_path, ROW | {"question": f"Which? {text}"}), "train")
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("cell", [_png(), {"bytes": _png(), "path": None}, [{"bytes": _png(), "path": None}]])
+def test_encoded_pictures_under_another_key_are_refused(tmp_path, cell):
+    pq.write_table(pa.Table.from_pylist([ROW | {"scan": cell}]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="key scan: not a key of a row; call it images"):
+        load_cases(tmp_path, "train")
+    with pytest.raises(DataError, match="key scan: not a key of a row; call it images"):
+        own.convert(tmp_path / "train.parquet", tmp_path / "out")
+    rows = [{key: ROW[key] for key in ("question", "options", "answer")} | {"scan": cell}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw.parquet")
+    found = collect([str(tmp_path / "raw.parquet")])
+    assert not found.records and found.rejected[0]["detail"] == "key scan is not read; call it images"

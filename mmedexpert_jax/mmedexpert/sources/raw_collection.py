@@ -12,7 +12,7 @@ from mmedexpert_jax.data import case_files, tables
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
-from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, recognise, text
+from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, recognise
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SHOWN = 4000  # characters of a text in rejected.jsonl
@@ -199,7 +199,8 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
         record = canonical(raw, shape, where, folders, *rights.of(shape, file))
         read = (raw.explanation, raw.field)
         for key in sorted(row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}):
-            if text(row[key]) not in read and case_files.left_out(key, row[key], raw.images or record.images):
+            value = row[key].strip() if isinstance(row[key], str) else row[key]
+            if value not in read and case_files.left_out(key, value, raw.images or record.images):
                 raise Rejected("image-missing", f"key {border.cut(str(key))} is not read; call it images")
         return record
     except (Rejected, MemoryError):
