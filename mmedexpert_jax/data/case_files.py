@@ -74,6 +74,7 @@ ALIASES = {
 _PICTURE = re.compile(
     r"data:image/|.+\.(png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii|nii\.gz)$", re.IGNORECASE | re.DOTALL
 )
+_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # beginnings of encoded pictures
 NUMBERED = re.compile(r"(?:image|img|picture|figure)s?[_ ]?\d{1,2}")
 SAID = 3  # words of a value from which on it may be a trace
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
@@ -228,7 +229,11 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if not options and (tag := _TAG.search(answer)):
         raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
     label = unicodedata.normalize("NFKC", answer).upper()
-    if not options and len(answer) == 1 and (label in LETTERS or forms.listed_in(question, answer)):
+    if (
+        not options
+        and len(answer) == 1
+        and (label in LETTERS or (answer.isalnum() and forms.listed_in(question, answer)))
+    ):
         raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
     if line := forms.gives_away(question, options, answer):
         raise DataError(f"{where}, key question: {border.shown(line)} gives its own answer away; take it out")
@@ -266,12 +271,19 @@ def _refuse_near(row: Mapping[str, Any], where: str) -> None:
 
 
 def left_out(key: str, value: Any, images: Any) -> bool:
-    """True for a value that names pictures which are no images of the row: of a row without any, or under a numbered
-    key, as "image2"."""
+    """True for a value that names or holds pictures which are no images of the row: of a row without any, or under a
+    numbered key, as "image2"."""
     texts = _texts(value)
     known = _texts(images or [])
     wanted = images in (None, "", [], ()) or NUMBERED.fullmatch(str(key).lower())
-    return bool(wanted) and any(map(_PICTURE.match, texts)) and not {*texts} <= {*known}
+    named = any(map(_PICTURE.match, texts)) and not {*texts} <= {*known}
+    return bool(wanted) and (named or any(map(_encoded, value if isinstance(value, list) else [value])))
+
+
+def _encoded(value: Any) -> bool:
+    """True for the bytes of a picture, also as `datasets` keeps them."""
+    value = value.get("bytes") if isinstance(value, Mapping) else value
+    return isinstance(value, bytes) and value.startswith(_HEADS)
 
 
 def _meant(key: str, value: Any) -> str:

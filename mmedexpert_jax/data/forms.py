@@ -38,15 +38,17 @@ _NUMBERED = re.compile(r"<(?:\|image_(\d+)\||image[ _](\d+))>")  # the name of o
 # a picture that is named where it stands: Qwen-VL's form, HTML, Markdown
 _INLINE = re.compile(
     r"(?:Picture \d+:\s*)?(?:<img>([^<>\n]+)</img>|<img\s[^<>]*?src=[\"']([^\"'<>]+)[\"'][^<>]*>|"
-    r"!\[[^\]\n]*\]\(([^()\s]+)\))\s?"
+    r"!\[[^\]\n]{0,200}\]\(([^()\s]+)\))\s?"
 )
 # "A. text", also as "(a) text", "- A) text", "**A.** text", "A、text", "Option A - text"
 _OPTION = re.compile(
     r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?(?:[.):\]．）：、]|\s?[-–]\s)"
     r"(?:\*\*|__)?\s*(.*\S)\s*$"
 )
-_LISTED = r"(?m)^\W*{}\s*[.):\]．）：、-]"  # the label of a line
-_GIVEN = re.compile(r"(?im)(?:^\W*|[.?!]\s+)(?:(?:the\s+)?(?:correct\s+)?(?:answer|ans|key)\s*[:：]|答案[:：])\s*(.+)$")
+_LISTED = r"(?m)^[^\w\n]*{}\s*[.):\]．）：、-]"  # the label of a line
+_GIVEN = re.compile(
+    r"(?im)(?:^[^\w\n]*|[.?!]\s+)(?:(?:the\s+)?(?:correct\s+)?(?:answer|ans|key)\s*[:：]|答案[:：])\s*(.+)$"
+)
 _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writes it
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
@@ -76,7 +78,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     images = shown = _images(row)
     if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
         question, answer, system, found = _turns(row[kind], kind)
-        images += found
+        images = [*shown, *found]
     else:
         lines = [row[kind], row.get("input") if kind == "instruction" else ""]
         question, answer, system = "\n".join(_text(line, kind) for line in lines if line), "", ""

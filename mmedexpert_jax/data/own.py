@@ -126,6 +126,9 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
             if isinstance(row, str):
                 raise DataError(row)
             found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
+            for key in found.keys() - case_files.KEYS.keys():  # bytes of it would not be written
+                if case_files.left_out(key, found[key], found["images"]):
+                    raise DataError(f"key {border.cut(key)}: not a key of a row; call it images")
             names = (f"{made.file.stem}-{number}-{n}" for n in itertools.count(1))
             images = [_placed(*pair, source, root) for pair in zip(found["images"], names, strict=False)]
         except DataError as error:

@@ -98,17 +98,17 @@ class InFolder:
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the file of its name in the other form of Unicode, as macOS packs "é": as a letter and a mark; `path`
-    itself where neither is there."""
+    """`path`, or the file of its name in the other form of Unicode, as macOS packs "é": as a letter and a mark, or with
+    slashes in the place of Windows' marks; `path` itself where none is there."""
     name = str(path)
-    if name.isascii() or path.exists():
+    if (name.isascii() and "\\" not in name) or path.exists():
         return path
-    forms = (Path(unicodedata.normalize("NFC", name)), Path(unicodedata.normalize("NFD", name)))
-    return next((form for form in forms if form.exists()), path)
+    names = (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/"))
+    return next((form for form in map(Path, names) if form.exists()), path)
 
 
 def in_order(name: str) -> list[str | int]:
-    """What sorts names by their numbers: 2 before 10."""
+    """A key that sorts names by their numbers: 2 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -278,7 +278,12 @@ def _cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | str:
         alone = f" ({border.shown(header[0])}); the first line of a table names its columns" if len(header) == 1 else ""
         return f"{len(cells)} cells under {len(header)} columns{alone}"
     # a column without a name holds the numbers of the rows, as pandas writes them
-    return {name: _END_OF_LINE.sub("\n", cell) for name, cell in zip(header, cells, strict=True) if name}
+    return {name: _plain(cell) for name, cell in zip(header, cells, strict=True) if name}
+
+
+def _plain(cell: str) -> str:
+    """A cell with plain line ends; a look first, since a cell may hold megabytes of base64."""
+    return _END_OF_LINE.sub("\n", cell) if any(mark in cell for mark in ("\r", "\x0b", "_x000D_")) else cell
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ enzyme, Bayesian reasoning is a form without content. Eligibility therefore look
 | other | ethics, law, statistics | none: the case is left out |
 """
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -89,6 +90,7 @@ _FOREIGN = {
 }
 
 
+@functools.lru_cache(maxsize=8)  # every cue of a specialty asks for it
 def ask(question: str) -> str:
     """The sentence that asks: the last one with a question mark, else the last sentence that is no instruction."""
     sentences = [s.strip() for s in re.split(r"(?<=[.?!])\s+(?=[A-Z¿\"(])|(?<=[。？！])|\n", question) if s.strip()]

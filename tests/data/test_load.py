@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, forms, load
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
+from mmedexpert_jax.mmedexpert.sources import collect
 from mmedexpert_jax.processing import ImageRef, open_image
 
 ROW = {
@@ -833,3 +835,39 @@ def test_a_split_is_one_file_and_may_lie_as_the_hub_has_it(tmp_path):
             read()
     (tmp_path / "train.parquet").unlink()
     assert len(load_cases(tmp_path, "train")) == 1
+
+
+def test_a_path_of_windows_is_found(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "x.png").write_bytes(_png())
+    (case,) = load_cases(_write(tmp_path, ROW | {"images": [r"img\x.png"]}), "train")
+    assert case.images[0].picture().size == (8, 8)
+
+
+def test_a_mark_counts_for_the_images_of_the_row_or_for_all(tmp_path):
+    """Some write a mark for each image beside the text alone, others for parts of the turn, too."""
+    (tmp_path / "x.png").write_bytes(_png())
+    parts = [{"type": "image", "path": "x.png"}, {"type": "text", "text": "<image>Which?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "gout"}]
+    (case,) = load_cases(_write(tmp_path, {"messages": turns, "images": ["x.png"]}), "train")
+    assert (case.question, len(case.images)) == ("Which?", 2)
+
+
+def test_signs_without_end_are_looked_through_at_once(tmp_path):
+    begun = time.process_time()
+    for text in ("![" * 20_000, "\n-" * 20_000, "<img " * 20_000, ". " * 20_000, "Answer " * 20_000):
+        load_cases(_write(tmp_path, ROW | {"question": f"Which? {text}"}), "train")
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("cell", [_png(), {"bytes": _png(), "path": None}, [{"bytes": _png(), "path": None}]])
+def test_encoded_pictures_under_another_key_are_refused(tmp_path, cell):
+    pq.write_table(pa.Table.from_pylist([ROW | {"scan": cell}]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="key scan: not a key of a row; call it images"):
+        load_cases(tmp_path, "train")
+    with pytest.raises(DataError, match="key scan: not a key of a row; call it images"):
+        own.convert(tmp_path / "train.parquet", tmp_path / "out")
+    rows = [{key: ROW[key] for key in ("question", "options", "answer")} | {"scan": cell}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw.parquet")
+    found = collect([str(tmp_path / "raw.parquet")])
+    assert not found.records and found.rejected[0]["detail"] == "key scan is not read; call it images"

@@ -588,6 +588,8 @@ YOUNG = [
     "Ein 10 Monate alter Säugling",
     "Menino de 6 anos",
     "생후 6개월 남아",
+    "患者，女，3月，腹泻。",
+    "生后7天，黄疸。",
     "Мальчик 8 лет",
 ]
 
@@ -598,6 +600,7 @@ OLD += [
     "A twenty-one-year-old athlete",
     "Ein 54 Jahre alter Mann",
     "Homem de 60 anos",
+    "患者，女，3月前出现腹痛。",
     "Мужчина 58 лет, болеет 5 лет",
     "A woman aged 34 with 6 months of pain",
 ]

@@ -198,8 +198,9 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
         raw.redistributable = False if rights.restricts(shape, file) else raw.redistributable
         record = canonical(raw, shape, where, folders, *rights.of(shape, file))
         read = (raw.explanation, raw.field)
-        for key in row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}:
-            if row[key] not in read and case_files.left_out(key, row[key], raw.images or record.images):
+        for key in sorted(row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}):
+            value = row[key].strip() if isinstance(row[key], str) else row[key]
+            if value not in read and case_files.left_out(key, value, raw.images or record.images):
                 raise Rejected("image-missing", f"key {border.cut(str(key))} is not read; call it images")
         return record
     except (Rejected, MemoryError):
