@@ -62,6 +62,12 @@ class Case:
         return "image" if self.images else "text"
 
     @property
+    def golds(self) -> tuple[str, ...]:
+        """The answer, and of an open question what else its file accepts (`columns["accepted"]`)."""
+        found = self.columns.get("accepted")
+        return (self.answer, *map(str, found)) if isinstance(found, list | tuple) else (self.answer,)
+
+    @property
     def answer_text(self) -> str:
         """Text of the right option, or the reference answer."""
         return self.options[LETTERS.index(self.answer)] if self.options else self.answer

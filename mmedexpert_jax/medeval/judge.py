@@ -13,6 +13,7 @@ from mmedexpert_jax.medeval.prompt_styles import option_lines
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
+_UNSAID = ("refusal", "content_filter")  # ends of a reply that is no verdict
 # "right" and "left" of the body, "true" and "false" before a part of it, and not a verdict: "the right lung".
 _SIDE = re.compile(
     r"\bright(?=-sided|-hand|[^\S\n]+(?!(?:and|or|but|because|since|as|in|on|about|with|for|that|though|although|if|except"
@@ -31,8 +32,21 @@ _RIGHT = re.compile(
 _MISMATCH = re.compile(
     r"\b(?:(?:do|does|did)\s+not|(?:do|does|did)n['’]t|fails?\s+to)\s+(?:match|agree)\b", re.IGNORECASE
 )
+_WORDING = r"(?:spelling|wording|grammar|punctuation|capitali[sz]ation|format(?:ting)?)\b"
 # A cross beside the word, and a response that is not what the key is said to be.
 _CROSSED = re.compile(r"[❌✗✘✖][^\w\n]{0,8}correct\b|\bcorrect[^\w\n]{0,8}[❌✗✘✖]", re.IGNORECASE)
+# The words that were asked for, repeated before one of them is given, and faults that the prompt says do not matter.
+_ECHO = re.compile(r"[(\[]?\bcorrect\s*(?:/|\||or)\s*incorrect\b[)\]]?\??", re.IGNORECASE)
+_NO_MATTER = re.compile(
+    rf"\b(?:incorrect|wrong)\s+{_WORDING}|{_WORDING}\s+(?:is|are|was|were)\s+(?:\w+ly\s+)?(?:incorrect|wrong)\b",
+    re.IGNORECASE,
+)
+# A judge that cannot say, whatever it then says of "correct".
+_UNABLE = re.compile(
+    r"\b(?:can(?:not|['’]t)|unable\s+to|not\s+able\s+to)\s+(?:\w+\s+){0,2}(?:determine|verify|assess|judge|evaluate|provide"
+    r"|help|assist|confirm|view|see|access|(?:tell|say|know)\s+(?:if|whether|what|which|how))\b|\bplease\s+(?:provide|upload|share)\b",
+    re.IGNORECASE,
+)
 _IS_NOT = re.compile(r"\b(?:response|answer|it)\s+(?:isn['’]t|is\s+not)(?=\s*(?:$|[.;!\n]))", re.IGNORECASE)
 # A verdict of the other kind behind one that is begun: "CORRECT. However, ..., so INCORRECT".
 _ON_ANOTHER = re.compile(
@@ -44,18 +58,43 @@ _TAKEN_BACK = re.compile(
     re.MULTILINE,
 )
 _WORD = re.compile(r"\b(?P<wrong>incorrect|wrong|false)\b|\b(?P<right>correct|right|true)\b", re.IGNORECASE)
-# A field that is true or false, such as {"is_correct": false}; "incorrect: false" stays wrong, as what is unclear.
+# A field or question with its answer, such as {"is_correct": false}; "incorrect: false" stays wrong, being unclear.
 _FIELD = re.compile(
-    r"(?<![a-z])(?:is[_ ])?correct(?:ness)?\s*[:=]\s*(?P<value>true|yes|y|1|false|no|n|0)(?=\s*(?:[.,;]|$))",
+    r"(?<![a-z])(?:is\s+(?:it|this|that|the\s+\w+)\s+|is[_ ])?correct(?:ness)?\s*(?:[:=?]|\s[-–])\s*"
+    r"(?:(?P<yes>true|yes|y|1)|false|no|n|0(?:/\d+)?|none)(?=\s*(?:[.,;]|$))",
     re.IGNORECASE | re.MULTILINE,
 )
-# Words behind "correct" that make it speak of the key instead of the response: "the correct answer is B".
-_ABOUT_THE_KEY = re.compile(
-    r"\s+(?:(?:final\s+)?(?:answers?|options?|choices?|diagnos[ie]s|keys?|responses?|letters?|treatment|one)|"
-    r"that\s+the\s+(?:key|reference))\b",
+# "correct" before a noun is a verdict where the response is said to give it: "states the correct answer".
+_BEFORE_A_NOUN = re.compile(
+    r"\s+(?!(?:and|n?or|but|because|since|as|in|on|about|with|for|that|though|although|if|except|here|too|also|overall|by|per"
+    r"|given|according|when|while|so|hence|to|at|only|it|this|they|we|of|from|under|despite|yet|is|was)\b)[a-z]"
+    r"|\s+that\s+the\s+(?:key|reference)\b",
     re.IGNORECASE,
 )
-_GIVES = re.compile(r"\b(?:match\w*|gives?|states?|chose|chooses?|is|reach\w*|has)\s+(?:the|a)\s*$", re.IGNORECASE)
+_GIVES = re.compile(
+    r"(?:n['’]t|\b(?:g[ia]ves?|states?|names?|cho[ao]?ses?|is|was|has|had|gets?|got|(?:match|reach|identif|provid|contain|includ|select"
+    r"|mention|pick)\w*|arriv\w+\s+at|equivalent\s+to|consistent\s+with|agrees?\s+with|same\s+as|equals?|corresponds?\s+to|not))"
+    r"\s+(?:the\s+|an?\s+)?$",
+    re.IGNORECASE,
+)
+_IS_GIVEN = re.compile(
+    r"\s+\w+\s+(?:is|was)\s+(?:given|stated|named|chosen|selected|identified|reached)\b", re.IGNORECASE
+)
+_MISSES = re.compile(
+    r"\b(?:instead\s+of|rather\s+than|differs?\s+from|contradicts?|miss(?:es|ed)|omits?|lacks?|needs?|fails?)\b",
+    re.IGNORECASE,
+)
+# A judge that says what would be correct, unless it adds that this was said.
+_KEY_IS = re.compile(
+    r"\b(?:correct|right)\s+(?:that\s+the\s+\w+|\w+(?:\s+\w+)?)\s*(?:\b(?:is|was|are|(?:sh|w)ould\s+be)\b|[:=])",
+    re.IGNORECASE,
+)
+_SAME = re.compile(r"\b(?:match\w*|same|agrees?|equivalent|which\s+the\s+(?:response|answer|model))\b", re.IGNORECASE)
+# Behind a verdict, what it is then not said of: "correct on the organ but misses the side".
+_CONTRAST = re.compile(
+    r"\b(?:but|however|yet|miss(?:es|ed|ing)|lacks?|omits?|(?:is|are|was|does|did|has)(?:\s+not|n['’]t))(?!\w|\s+matter)",
+    re.IGNORECASE,
+)
 _TURNED = re.compile(
     r"\b(?:not(?! only)|never|nothing|cannot|neither|nor|hardly|n['’]t|in|far from|fail(?:s|ed)? to|less than|"
     r"anything but|by no means|no longer|in no way|nowhere near|nobody|no one|"
@@ -79,11 +118,11 @@ _NAMED = re.compile(
 _DOUBTED = re.compile(
     r"\b(?:claims?|hesitat\w*|disagree\w*|impossible|would\s+have|wrongly|falsely|mistakenly)\b[^,;:]*$", re.IGNORECASE
 )
+_PART = r"partial(?:ly)?|partly|in part|to some extent|to a degree|half|ish|semi|except|apart from|incomplete"
+_PARTIAL = re.compile(rf"\b(?:{_PART})\b", re.IGNORECASE)
 _HEDGED = re.compile(
-    r"\b(?:partial(?:ly)?|partly|in part|to some extent|to a degree|arguably|largely|"
-    r"half|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
-    r"ish|roughly|more or less|sort of|kind of|semi|close to|except|apart from|incomplete|"
-    r"either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
+    rf"\b(?:{_PART}|arguably|largely|otherwise|almost|nearly|mostly|somewhat|possibly|perhaps|maybe|probably|might|may|could|"
+    r"roughly|more or less|sort of|kind of|close to|either|unclear|unsure|uncertain|ambiguous|if|whether)\b",
     re.IGNORECASE,
 )
 
@@ -119,7 +158,7 @@ def judge(
     requests = allowed({name: _request(items[rows[number].id], rows[number]) for name, number in names.items()})
     unread = []
     for name, reply in zip(requests, client.ask(list(requests.values())), strict=True):
-        row, verdict = rows[names[name]], read(reply.text)
+        row, verdict = rows[names[name]], None if reply.finish in _UNSAID else read(reply.text)
         if verdict is None:
             unread.append(reply.error or reply.text)
         else:
@@ -133,22 +172,17 @@ def judge(
 
 
 def read(text: str) -> bool | None:
-    """The verdict of a judge's reply; None where it holds no word of verdict.
+    """The verdict of a judge's reply; None where it holds none that can be read.
 
     A reply that begins with its verdict, or whose last line is nothing else, has said it: what stands around is the
     reason; what stands behind a change of mind ("Wait, ...") outweighs it. Any other is right only if all its
-    verdicts are: "not correct", "partially correct", a question, or both words are a wrong answer, as all that is
-    ambiguous is. The right and left of a body are no verdict.
+    verdicts are and nothing behind them limits them: "not correct", "partially correct", a question, or both words are
+    a wrong answer. Of what a judge cannot tell, and of what is said to be correct of something else than the response,
+    nothing is read. The right and left of a body are no verdict.
     """
     if named := {match["word"].lower() for match in _NAMED.finditer(spoken(text))}:
         return named == {"correct"}
-    text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", spoken(text), flags=re.IGNORECASE)
-    text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
-    text = _FIELD.sub(
-        lambda field: "correct" if field["value"].lower() in ("true", "yes", "y", "1") else "incorrect", text
-    )
-    text = _IS_NOT.sub(" is incorrect", _CROSSED.sub("incorrect", _SIDE.sub("", text)))
-    text = _RIGHT.sub("", text) if _LEFT.search(text) else text
+    text = _bared(spoken(text))
     lines = [line.strip(" .!:") for line in text.splitlines() if line.strip(" .!:")]
     if not lines or not _WORD.search(text):
         return False if _MISMATCH.search(text) else None
@@ -161,34 +195,55 @@ def read(text: str) -> bool | None:
         return all(ends)
     if (opening := _WORD.match(text)) and re.match(r"\s*(?:[.,;:!–—-]|\n)", text[opening.end() :]):
         behind = _ON_ANOTHER.sub("", text[opening.end() :])
-        doubtful = _HEDGED.search(behind.split(".")[0]) or _TAKEN_BACK.search(behind)
-        return opening["right"] is not None and not doubtful
-    return all(_verdicts(text))
+        reason = behind.split(".")[0]
+        if opening["wrong"] or _PARTIAL.search(reason) or _TAKEN_BACK.search(behind):
+            return False
+        return True if opening[0].isupper() or not _HEDGED.search(reason) else None
+    return None if _UNABLE.search(text) else _of_prose(text)
+
+
+def _bared(text: str) -> str:
+    """A reply without marks, sides of the body and what is no verdict, and with one for each field."""
+    text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", _NO_MATTER.sub("", _ECHO.sub(" ", text)), flags=re.IGNORECASE)
+    text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
+    text = _FIELD.sub(lambda field: "correct" if field["yes"] else "incorrect", text)
+    text = _IS_NOT.sub(" is incorrect", _CROSSED.sub("incorrect", _SIDE.sub("", text)))
+    return _RIGHT.sub("", text) if _LEFT.search(text) else text
 
 
 def _bare(line: str) -> bool | None:
-    """The verdict of a line that is nothing else, such as "CORRECT" or "Verdict: incorrect"."""
+    """The verdict of a line that is nothing else, such as "CORRECT", "Verdict: incorrect" or "Correct answer"."""
     word = re.fullmatch(
-        r"(?:(?:final\s+)?(?:verdict|judge?ment|grade|result|answer|label)\s*:?\s*)?(\w+)", line, re.IGNORECASE
+        r"(?:(?:final\s+)?(?:verdict|judge?ment|grade|result|answer|label)\s*:?\s*)?(\w+)"
+        r"(?:\s+(?:final\s+)?(?:answer|response|diagnosis|option|choice)(?:\s+(?:given|chosen|selected))?)?",
+        line,
+        re.IGNORECASE,
     )
     found = _WORD.fullmatch(word[1]) if word else None
     return None if found is None else found["right"] is not None
 
 
-def _verdicts(text: str) -> list[bool]:
-    """Each word of verdict on the response, with its negation and hedge read; [False] where all speak of the key."""
-    found = []
-    for sentence in re.split(r"(?<=[.!?;\n])\s+", text):
-        for word in _WORD.finditer(sentence):
-            before = sentence[: word.start()]
-            about_the_key = word["right"] and _ABOUT_THE_KEY.match(sentence, word.end())
-            if about_the_key and not _GIVES.search(before):
-                continue
+def _of_prose(text: str) -> bool | None:
+    """What the words of verdict in running text say of the response, with negation and hedge read; None where all speak
+    of something else, or what follows them limits them."""
+    found, end = [], 0
+    for sentence in re.finditer(r"\S.*?(?:[.!?;\n](?=\s)|\Z)", text, re.DOTALL):
+        for word in _WORD.finditer(sentence[0]):
+            before = sentence[0][: word.start()]
+            if word["right"] and _BEFORE_A_NOUN.match(sentence[0], word.end()):
+                if _MISSES.search(before):
+                    found.append(False)
+                    continue
+                if not _GIVES.search(before) and not _IS_GIVEN.match(sentence[0], word.end()):
+                    continue
             turned = _TURNED.search(re.split(r"(?<!anything )\bbut\b", before)[-1]) is not None
-            hedged = _DOUBTED.search(before) or _HEDGED.search(sentence)
-            doubtful = hedged or sentence.rstrip().endswith("?")
+            hedged = _DOUBTED.search(before) or _HEDGED.search(sentence[0])
+            doubtful = hedged or sentence[0].endswith("?")
             found.append((word["right"] is not None) != turned and not doubtful)
-    return found or [False]
+            end = sentence.start() + word.end()
+    if not found:
+        return False if _KEY_IS.search(text) and not _SAME.search(text) else None
+    return None if all(found) and _CONTRAST.search(text, end) else all(found)
 
 
 def _wanted(item: Case, row: AnswerRow, what: str) -> bool:
@@ -206,10 +261,11 @@ def _complete(rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
 
 def _request(item: Case, row: AnswerRow) -> Request:
     options = "\nOptions:\n" + "\n".join(option_lines(item)) if item.options else ""
+    key = "\nor: ".join(item.golds)
     text = (
         "You grade answers to medical questions. Say whether the response gives the same final answer as the key; "
         "wording, spelling and extra explanation do not matter, a second and different final answer makes it wrong.\n\n"
-        f"Question:\n{item.question}{options}\n\nKey:\n{item.answer}\n\nResponse:\n{row.response}\n\n"
+        f"Question:\n{item.question}{options}\n\nKey:\n{key}\n\nResponse:\n{row.response}\n\n"
         "Reply with one word: CORRECT or INCORRECT."
     )
     return Request([{"role": "user", "content": text}])

@@ -13,6 +13,7 @@ from mmedexpert_jax.medeval.judge import judge, read
 from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.remote import Answers, Client, Endpoint
+from mmedexpert_jax.remote.protocol import EndpointReply
 from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import Run
 from tests.remote.loopback import Loopback, Misbehaviour
@@ -163,6 +164,23 @@ def test_the_judge_decides_open_answers_and_is_asked_once(tmp_path):
         with pytest.raises(ConfigError, match="choose one of open"):
             judge(client, by_id, found, "some")
         store.close()
+
+
+def test_a_judges_refusal_is_no_verdict_and_it_is_shown_every_accepted_answer(tmp_path):
+    item = Case(
+        "1", "What?", (), "gout", kind="open", columns={"accepted": ("gouty arthritis",)}, benchmark="mmmu_medical"
+    )
+    rows = tuple(judged(item, [Reply("gout", 3, False)], form="plain"))
+    prompts = []
+
+    class Refusing:
+        def ask(self, requests):
+            prompts.extend(request.messages[0]["content"] for request in requests)
+            return [EndpointReply("", "This would not be right.", "refusal") for _ in requests]
+
+    found = judge(Refusing(), {"1": item}, Evaluation(rows))
+    assert found.rows == rows and rows[0].right
+    assert "Key:\ngout\nor: gouty arthritis\n" in prompts[0]
 
 
 def test_the_judge_reads_unparsed_choices_where_asked(tmp_path):

@@ -59,6 +59,27 @@ RIGHT = (
     "correct: y",
     "✅ CORRECT",
     "CORRECT. The spelling differs; it does not match the key's word for word.",
+    # given, in any words
+    "Correct answer.",
+    "Right response",
+    "CORRECT answer",
+    "Correct option chosen.",
+    "The response identifies the correct diagnosis.",
+    "The response provides the correct answer.",
+    "It arrives at the correct answer.",
+    "The response is equivalent to the correct answer.",
+    "The correct answer was given.",
+    "Is the response correct? Yes.",
+    "Correct? Yes",
+    # the two words that were asked for, repeated
+    "CORRECT or INCORRECT? CORRECT",
+    "Verdict (CORRECT/INCORRECT): CORRECT",
+    "Verdict [correct|incorrect]: correct",
+    # what hedges the reason, and faults that do not matter
+    "CORRECT - nearly identical wording.",
+    "CORRECT, as it could also be called gouty arthritis.",
+    "The response is correct, even though it has incorrect spelling.",
+    "The spelling is wrong but the answer is correct.",
 )
 WRONG = (
     "INCORRECT",
@@ -142,6 +163,16 @@ WRONG = (
     "The key is correct; the response isn't.",
     "I can't say it's correct",
     "Nobody would call this correct",
+    "Correct - no",
+    "Correct: none",
+    "Correct: 0/1",
+    "Is it correct? No.",
+    "CORRECT or INCORRECT? INCORRECT",
+    "The response misses the correct diagnosis.",
+    "The response needs the correct dose.",
+    "It lacks the correct side",
+    "That isn't the correct answer.",
+    "It's not a correct response.",
     "un-correct",
 )
 NOTHING = (
@@ -157,6 +188,21 @@ NOTHING = (
     "The key is right-sided heart failure; the response gives left-sided heart failure.",
     "Both name the right lung.",
     "Both say true vocal cords.",
+    # a judge that cannot say
+    "I can't determine whether the response is correct.",
+    "I'm sorry, but I can't provide a correct assessment of this.",
+    "I'm unable to view the image, so I can't tell if it is correct or incorrect.",
+    "I cannot verify if this is correct without the image.",
+    "As an AI, I can't say what is right for a patient.",
+    "Please provide the correct key.",
+    "CORRECT or INCORRECT?",
+    # of a part, or of nothing
+    "The organ is correct. The side is not.",
+    "The organ is correct; the side isn't.",
+    "The response is correct on the organ but misses the side.",
+    "Zero correct elements.",
+    "The question has no correct option.",
+    "Correct, possibly.",
 )
 
 
