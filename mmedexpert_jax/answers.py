@@ -12,7 +12,12 @@ LETTERS = "ABCDEFGHIJ"
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, MedGemma, Gemini, Seed, Cohere and others.
+# A tag with blanks in it, or escaped as HTML or Markdown escapes it.
+_LOOSE_TAG = re.compile(
+    r"(?:&lt;|\\?[<＜])\s{0,4}(/?)\s{0,4}(think|thinking|thought|reasoning|answer)\s{0,4}(?:&gt;|\\?[>＞])",
+    re.IGNORECASE,
+)
+# Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, MedGemma, Gemini, Seed, Cohere, openPangu.
 _OWN_MARKS = (
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
@@ -22,15 +27,19 @@ _OWN_MARKS = (
     ("<|channel>thought", "<channel|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("[unused16]", "[unused17]"),
 )
-# Elements that some prompts ask for, which may also be headings: reasoning where they are closed.
-_ELEMENTS = tuple((f"<{name}>", f"</{name}>") for name in ("cot", "analysis", "scratchpad", "reflection"))
+# Elements that some prompts ask for, which may also be headings, and Ollama's lines: reasoning where they are closed.
+_ELEMENTS = (
+    *((f"<{name}>", f"</{name}>") for name in ("cot", "analysis", "scratchpad", "reflection")),
+    ("Thinking...", "...done thinking."),
+)
 REASONING_MARKS = (*_OWN_MARKS, *_ELEMENTS)
 _CLOSED = "|".join(
     (
         r"<think>.*?(?:</think(?:ing)?>|\Z)",
         *(rf"{re.escape(mark)}.*?(?:{re.escape(end)}|\Z)" for mark, end in _OWN_MARKS),
-        *(rf"{mark}(?:(?!{mark}).)*?{end}" for mark, end in _ELEMENTS),
+        *(rf"{re.escape(mark)}(?:(?!{re.escape(mark)}).)*?{re.escape(end)}" for mark, end in _ELEMENTS),
     )
 )
 # Reasoning, closed or not; of gpt-oss with its special tokens and without.
@@ -39,7 +48,31 @@ _REASONING = re.compile(
     r"|\Aanalysis(?-i:(?=[A-Z])).*?assistantfinal",
     _FLAGS,
 )
-_FINAL = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>")
+# A closed element of any other name that says so, as <rationale> or <details type="reasoning">.
+_TAGS = re.compile(r"<(?P<end>/?)(?P<name>[a-z][\w:-]{0,40})(?P<more>\s[^<>]{0,200})?>", re.IGNORECASE)
+_SAYS_SO = re.compile(r"think|thought|reason|rationale|(?:long|[_-])cot\b", re.IGNORECASE)
+# "## Thinking" as the first line, up to "## Final Response", as HuatuoGPT writes.
+_HEADED = re.compile(
+    r"\A\s*[#*_]{0,6}\s?(?:thinking|thoughts?|(?:thought|reasoning)\s+process|reasoning|(?:思考|推理)(?:过程)?)"
+    r"[ \t]*[:：]?[*_ \t]*\n.*"
+    r"^[#*_ \t]{0,8}(?:(?:final\s+)?(?:response|answer)|最终(?:回答|答案)|回答|答案)[*_ \t]*(?:[:：][*_]*|$)",
+    _FLAGS | re.MULTILINE,
+)
+# Ends of reasoning whose beginning stands in the prompt.
+_ENDS = re.compile("|".join(re.escape(end) for end in ("</think>", *(end for _, end in _OWN_MARKS))), re.IGNORECASE)
+_FINAL = re.compile(r"<\|channel\|>final<\|message\|>")
+# The end of a turn, behind which a model that is not stopped speaks for the user; not one inside its answer.
+_TURN_END = re.compile(
+    r"(?:<\|(?:endoftext|im_end|eot_id|eom_id|eot|end|return|eos|end_of_turn|end_of_turn_token)\|>|<｜end▁of▁sentence｜>"
+    r"|</s>|<(?:eos|end_of_turn|end_of_utterance|turn\|)>)(?!\s*(?:</answer>|\}))",
+    re.IGNORECASE,
+)
+# Special tokens that a server leaves in, with the name of who speaks.
+_TOKENS = re.compile(
+    r"<\|(?:im_start|start_header_id|start)\|>\s?assistant\b|<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>"
+    r"|<(?:eos|bos|pad|end_of_turn|end_of_utterance|unused\d+)>"
+)
+_STRUCK = re.compile(r"(?<=[^\s>])\s?<s>[^<>\n]*</s>")  # HTML's, not the token at the beginning of a text
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _JOINT = re.compile(r"\s*(or|and|/)\s*", re.IGNORECASE)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
@@ -170,10 +203,30 @@ def _last_block(text: str) -> str | None:
 
 
 def spoken(text: str) -> str:
-    """The part outside the reasoning: `text` without its think blocks, closed or not."""
-    text = _FINAL.sub("", _REASONING.sub("", text))
-    ends = [tag.end() for tag in _TAG.finditer(text) if tag.group().lower() == "</think>"]
-    return text[ends[-1] :] if ends else text
+    """What `text` answers: what stands outside its reasoning (think blocks, closed or not, and other marks of it), up
+    to the end of its turn, without special tokens."""
+    text = _REASONING.sub("", _LOOSE_TAG.sub(r"<\1\2>", text))
+    text = _without_elements(text)
+    if final := _FINAL.search(text):
+        text = text[final.end() :]
+    ends = [mark.end() for mark in _ENDS.finditer(text)]
+    text = _HEADED.sub("", text[ends[-1] :] if ends else text)
+    turns = (_TOKENS.sub("", turn) for turn in _TURN_END.split(_STRUCK.sub("", text)))
+    return next((turn for turn in turns if turn.strip()), "")
+
+
+def _without_elements(text: str) -> str:
+    """`text` without closed elements whose tag says that they are reasoning, from the last opening before a closing."""
+    opened: dict[str, int] = {}
+    kept, end = [], 0
+    for tag in _TAGS.finditer(text):
+        name = tag["name"].lower()
+        if not tag["end"] and "answer" not in name and _SAYS_SO.search(tag[0]):
+            opened[name] = tag.start()
+        elif tag["end"] and (start := opened.pop(name, -1)) >= end:
+            kept.append(text[end:start])
+            end = tag.end()
+    return "".join((*kept, text[end:]))
 
 
 def unwrap(text: str) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mmedexpert_jax import answers
 from mmedexpert_jax.data import LETTERS, prompts
+from mmedexpert_jax.medeval.scoring import read_choice
 
 CT = ("MRI", "Ultrasound", "CT", "Melanoma of the skin")
 
@@ -315,3 +316,66 @@ def test_an_option_is_one_text_in_any_of_its_unicode_forms():
     options = ("Embolie pulmonaire aigue\u0308", "Pneumonie", "10⁹", "109")
     assert choose("Embolie pulmonaire aiguë", options) == "A"
     assert choose("**10⁹**", options) == "C" and choose("**109**", options) == "D"
+
+
+FOUR = ("Pneumonia", "Heart failure", "Asthma", "Pulmonary embolism")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        # reasoning under headings, as HuatuoGPT writes, in elements of any name, and in marks of other servers
+        "## Thinking\n\nThe answer is A.\n\n## Final Response\n\n{}",
+        "**Thinking**\nThe answer is A.\n\n**Final Answer:** {}",
+        "### Reasoning\nAnswer: A\n### Answer\n{}",
+        "思考过程：\n答案是A\n\n最终答案：{}",
+        "<rationale>The answer is A.</rationale>{}",
+        "<Reasoning_Process>\nThe answer is A.\n</Reasoning_Process>\n{}",
+        "<inner-thoughts>The answer is A.</inner-thoughts>{}",
+        "<longcot>The answer is A.</longcot>{}",
+        '<details type="reasoning" done="true">\n<summary>9 s</summary>\nThe answer is A.</details>\n{}',
+        "Thinking...\nThe answer is A.\n...done thinking.\n\n{}",
+        "thought\nThe answer is A.\n<unused95>{}",
+        "The answer is A.</thinking>\n{}",
+        "[unused16]The answer is A.[unused17]{}",
+        "< think >The answer is A.</ think >{}",
+        "&lt;think&gt;The answer is A.&lt;/think&gt;{}",
+        "\\<think\\>The answer is A.\\</think\\>{}",
+        "<|channel|>commentary<|message|>So A.<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+        # what is said behind the end of the turn
+        "{}<|endoftext|>Human: next question. Answer: A",
+        "{}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nThe answer is A",
+        "{}<end_of_turn>\n<start_of_turn>user\n<answer>A</answer>",
+        "{}</s> The answer is A.",
+        "<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>user\nThe answer is A",
+        "<s>{}</s>",
+        "Answer: <s>A</s> {}",
+    ],
+)
+def test_neither_reasoning_in_any_marks_nor_another_turn_is_an_answer(response):
+    for said in ("B", "**B. Heart failure**", "<answer>B</answer>"):
+        assert read_choice(response.format(said), FOUR, "plain") == "B", said
+    assert answers.choice(response.format("<answer>B</answer>"), FOUR) == "B"
+    assert answers.is_right(response.format("<answer>Gout</answer>"), (), "gout")
+
+
+@pytest.mark.parametrize("said", ["B<|im_end|>", "B</s>", "<|begin_of_box|>B<|end_of_box|>", "B<end_of_turn>"])
+def test_a_special_token_is_no_part_of_an_answer(said):
+    assert answers.choice(f"<answer>{said}</answer>", FOUR) == "B"
+    assert answers.is_right(f"<answer>{said}</answer>", (), "B")
+
+
+@pytest.mark.parametrize("tags", ["< answer >B</ answer >", "<answer >B</answer>", "&lt;answer&gt;B&lt;/answer&gt;"])
+def test_loose_tags_hold_an_answer_and_are_not_well_formed(tags):
+    assert answers.choice(f"<think>x</think>{tags}", FOUR) == "B"
+    assert not answers.parse(f"<think>x</think>{tags}").well_formed
+
+
+@pytest.mark.parametrize(
+    "piece", ["<rationale>", "<think-a><think-b>", "< think ", "<s>x", "x</s>", "Thinking...", "<a "]
+)
+def test_marks_of_reasoning_are_found_in_time_linear_in_the_length(piece):
+    start = time.process_time()
+    answers.spoken(piece * (100_000 // len(piece)))
+    answers.spoken("## Thinking\n" + piece * (100_000 // len(piece)))
+    assert time.process_time() - start < 4  # some 0.1

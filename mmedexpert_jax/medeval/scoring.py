@@ -12,8 +12,6 @@ from mmedexpert_jax.statements import YES_AND_NO, opening, stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
-# special ones that a server left in
-_TOKENS = re.compile(r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|end_of_utterance|unused\d+)>")
 _LABELLED = re.compile(r"\(?([A-J])[.):]")
 # Two that differ, on one line or joined by a word; of those that a blank line parts the last counts.
 _TWO_BOXES = re.compile(
@@ -132,7 +130,7 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
         return _choice(content, options)
     if form == "boxed":
         return None
-    text = _TOKENS.sub("", answers.spoken(response)).strip()
+    text = answers.spoken(response).strip()
     if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
         return whole
     letters = answers.LETTERS[: len(options)]
@@ -183,7 +181,7 @@ def read_text(response: str, form: str = "tags") -> str | None:
         text = _boxed(response)
     if text is None and form == "plain":
         text = answers.spoken(response)
-    return None if text is None else _TOKENS.sub("", text).strip() or None
+    return None if text is None else text.strip() or None
 
 
 def kit_rule(item: Case) -> str:
