@@ -1,5 +1,6 @@
 """The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
+import html
 import re
 import unicodedata
 from collections import Counter
@@ -92,6 +93,12 @@ _NAMED = re.compile(
     r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选|應選|故選|選",
     re.IGNORECASE,
 )
+# Before an open answer, which may begin with "It is" or a choice's words itself.
+_NAME = re.compile(
+    r"[\"'“]?(?:(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*answer\b[\"'”*_]*\s*"
+    r"(?:is\b\s*[:：]?|[:：])|(?:最终|正确)?答案[\"'”*_]*(?:是|为|[:：]))\s*[*_]*",
+    re.IGNORECASE,
+)
 # What may stand around an answer without changing it: LaTeX, Markdown, code, brackets, quotes.
 _WRAPPED = re.compile(
     r"\\(?:f?boxe?d?|text\w{0,6}|math\w{1,6}|rm|bf|operatorname|underline|emph)\s*\{(?P<latex>.*)\}"
@@ -103,7 +110,15 @@ _WRAPPED = re.compile(
 )
 _INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
 # "Heart \text{failure}", "Heart\ failure": marks of LaTeX inside an answer
-_LATEX = re.compile(r"\\(?:text\w{0,6}|math\w{1,6})\s*\{([^{}]*)\}|\\(?:[ ,;:!]|q?quad\b)")
+_LATEX = re.compile(
+    r"\\(?:text(?!color)\w{0,6}|math\w{1,6})\s*\{([^{}]*)\}|\\[ ,;:!]|\\(?:q?quad|rm|bf|it|sf)\b"
+    r"|\\(?:text)?color\s*\{[^{}]*\}"
+)
+_LISTED = re.compile(r"^(?:[-•*:=]|#{1,6})\s+(?=\D)")  # a mark of a list, a heading or a field before an answer
+# "C, not B" and "C (rather than B)", which name C
+_NOT_THE_OTHER = re.compile(
+    r"(?<=\S)(?:\s{0,8}[,;(–-])?\s{0,8}\b(?:(?:and\s)?not|rather\sthan|instead\sof)\s(?:option\s)?\(?[A-J]\)?\)?[.!]?\s{0,8}\Z"
+)
 _DENIED_END = re.compile(
     r"(?:[(:–—-]\s*(?:is\s+)?(?:not\s+correct|incorrect|wrong|false|no|excluded|ruled\s+out|unlikely)|[✗✘❌✖☒])[\s).!]*\Z",
     re.IGNORECASE,
@@ -127,11 +142,48 @@ _DASH = re.compile("[\u2010-\u2015\u2212]")
 _UNITS = r"(?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)"
 _UNIT = re.compile(rf"(?<=\d) {_UNITS}")
 _JOINED_UNIT = re.compile(rf"(?<=\d){_UNITS}")
+# LaTeX's commands for signs; those of Greek letters have the letters' names.
+_COMMANDS = {
+    "≤": "leq le",
+    "≥": "geq ge",
+    "<": "lt",
+    ">": "gt",
+    "×": "times",
+    "±": "pm",
+    "≈": "approx",
+    "°": "circ degree",
+}
+_COMMANDS |= {"↑": "uparrow", "↓": "downarrow", "→": "rightarrow to", "←": "leftarrow"}
+_SIGNS_OF = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
+_COMMAND = re.compile(r"\\([a-zA-Z]{2,12})(?![a-zA-Z])")
+_HTML = re.compile(
+    r"</?(?:b|i|u|p|br|strong|em|code|span|div|font|mark|small|h[1-6]|[uo]l|li|sub)(?:\s[^<>]{0,200}=[^<>]{0,200})?\s?/?>",
+    re.IGNORECASE,
+)
+_ENTITY = re.compile(r"&#?\w{2,8};")
+# Ways of writing the same number, unit or sign of one: (form, how it is compared).
+_SAME_FORM = (
+    (re.compile(r">=|=>(?=\s?\d)|[≧⩾]"), "≥"),
+    (re.compile(r"=<|<=|[≦⩽]"), "≤"),
+    # ".5", but "p.5" and "3.5" stay
+    (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
+    # "12,000"
+    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])"), lambda number: number[0].replace(",", "")),
+    # "3×4 cm"
+    (re.compile(r"(?<=\d)\s?[x×*]\s?(?=\d)"), " x "),
+    # "HIV -ve"
+    (re.compile(r"(?:(?<=\w)|\s)-\s?ve\b"), " negative"),
+    (re.compile(r"\+\s?ve\b"), " positive"),
+    # of LaTeX and HTML: "10^{9}", "10<sup>9</sup>", "HER2^-", "37^°C"
+    (re.compile(r"<sup>([^<>]*)</sup>|\^\{([^{}]*)\}"), r"^\1\2"),
+    (re.compile(r"\^([+-])(?!\d)|\^(°)"), r"\1\2"),
+)
 # One sign each of those written in several ways; a long dash behind a word is punctuation.
 _SAME_SIGN = (
     (re.compile(r"\+\s?/\s?[-\u2010-\u2013\u2212]"), "±"),
-    (re.compile("[⇑⬆]"), "↑"),
-    (re.compile("[⇓⬇]"), "↓"),
+    (re.compile("[⇑⬆▲]"), "↑"),
+    (re.compile("[⇓⬇▼]"), "↓"),
+    (re.compile("[✘❌✖]"), "✗"),
     (re.compile(r"[⇐⟵⬅]|<-(?!\d)"), "←"),
     (re.compile("->"), "→"),
     (re.compile("[\u2014\u2015](?!\\d)"), " "),
@@ -143,16 +195,20 @@ _SAME_SIGN = (
 _NEGATIVE = (
     # "HBsAg (-)", but not an isomer, "(-)-epinephrine"
     r"\(\s?-+\s?\)(?!-\w)"
+    # "HBsAg: -", but not a list, "Findings: - a mass"
+    r"|(?<=:)\s?-+(?=\s*(?:$|[.,;)/])|\s+\w+\s?:)"
+    # antigens, "Fy(a-b-)"
+    r"|(?<=[(+-][a-z])-+(?=[a-z][+-]|\))"
     # "Babinski -"
     r"|(?<=[\w)]) -+(?=\s*(?:$|[.,;)/]))"
     # "HER2-", "Rh-", "O-", but not "HER2-positive", "IL- 6", "CT- guided", "T- and B-cells"
-    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
+    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|Ph|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
     r"(?![\w-]|\s+(?:\d|(?:guided|based|like|related|associated|induced|positive|negative)\b"
     r"|(?:and|or|und|oder|et|ou|y|o)\s+\w+-\w)|/\w+-\w)"
     # "4-/5", and behind any word at the end
     r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
 )
-_SIGN = re.compile(rf"[<>≤≥±↑↓←‰√≠^]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
+_SIGN = re.compile(rf"[<>≤≥≪≫±↑↓←‰√≠^♂♀✗]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 _OPENING_ARTICLE = re.compile(r"(?:^[-*•\s]{0,4}|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A gout is unlikely."
@@ -235,12 +291,18 @@ def unwrap(text: str) -> str:
     "**B**", "$B$", "`B`", "\boxed{\text{B}}" and "[B]" are all "B"; full-width letters become plain ones.
     """
     text = readable(text).strip()
-    text = _LATEX.sub(lambda mark: mark[1] or " ", text) if "\\" in text else text
+    text = _words_of(text).strip() if "\\" in text else text
     for _ in range(8):  # deeper nesting than people write
-        if not (wrapped := _WRAPPED.fullmatch(text.rstrip("."))):
-            return text
+        text = _LISTED.sub("", text)
+        if not (wrapped := _WRAPPED.fullmatch(text.rstrip(".,;"))):
+            return text.rstrip(",;") or text
         text = next(wrapped[name] for name in _INSIDE if wrapped[name] is not None).strip()
     return text
+
+
+def _words_of(latex: str) -> str:
+    """LaTeX without its marks of text; a command before one keeps its end."""
+    return _LATEX.sub(lambda mark: mark[1] or " ", re.sub(r"(\\[a-zA-Z]{1,12})(?=\\)", r"\1 ", latex))
 
 
 def boxed(text: str) -> str | None:
@@ -258,13 +320,33 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def is_right(response: str, options: Sequence[str], answer: str) -> bool:
-    """True where a response gives the answer: the letter that `choice` reads, or of an open question the reference text
-    as evaluation compares it (`same_text`, the marks around it aside)."""
+def is_right(response: str, options: Sequence[str], *golds: str) -> bool:
+    """True where a response gives the answer: the letter that `choice` reads, or of an open question one of the
+    reference texts as evaluation compares it (`gives`)."""
     if options:
-        return choice(response, options) == answer
+        return choice(response, options) == golds[0]
     given = parse(response).answer
-    return given is not None and same_text(unwrap(given), answer)
+    return given is not None and gives(given, golds)
+
+
+def gives(said: str, golds: Sequence[str]) -> bool:
+    """True where an open answer is the `same_text` as one of `golds`, but for the marks around it and words such as
+    "The answer is", or opens with the yes or no that one of them is, in any language."""
+    bare = unwrap(said)
+    if any(same_text(form, gold) for form in (bare, without_name(bare)) for gold in golds):
+        return True
+    word = opening(without_name(bare))
+    return word is not None and word[1] in [yes_no_key(gold) for gold in golds]
+
+
+def without_name(bare: str) -> str:
+    """An unwrapped answer without its name before it: "The answer is gout", '"answer": "gout"'."""
+    return unwrap(_NAME.sub("", bare, count=1))
+
+
+def yes_no_key(gold: str) -> str | None:
+    """ "yes" or "no" where a key is that word in any language, case and stops aside; None of any other."""
+    return WORDS.get(_plain(gold.strip().rstrip("!！。.")))
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -297,19 +379,22 @@ def yes_or_no(text: str, options: Sequence[str]) -> str | None:
     says the same in another language; None where there is none."""
     if (said := opening(readable(text))) is None:
         return None
+    beside = re.match(r"\W*\w+\s*\(([A-J])\)", text)  # "Yes (B)"
     plain = [_plain(option) for option in options]
     same = [place for place, option in enumerate(plain) if option == _plain(said[0])]
     same = same or [place for place, option in enumerate(plain) if WORDS.get(option) == said[1]]
-    return LETTERS[same[0]] if len(same) == 1 else None
+    letter = LETTERS[same[0]] if len(same) == 1 else None
+    return None if beside and beside[1] != letter else letter
 
 
 def chosen(answer: str, options: Sequence[str]) -> str | None:
     """Letter of the option that a text, an answer without its tags, names as a label or by its text; None where it
     does not. As `choice`, but statements are not read."""
     texts = [_plain(option) for option in options]
-    forms = _plain(answer), _plain(unwrap(answer))
+    bare = _NOT_THE_OTHER.sub("", answer)
+    forms = _plain(answer), _plain(unwrap(answer)), _plain(unwrap(bare))
     named = [LETTERS[i] for i, text in enumerate(texts) if text in forms]
-    label, text = _labelled(answer, texts)
+    label, text = _labelled(bare, texts)
     if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
     return None if _names_another(label, text, options[LETTERS.index(label)], texts) else label
@@ -350,8 +435,33 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 def normalised(text: str) -> str:
     """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
     punctuation; each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, readable(text)))
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, _in_one_form(text)))
     return " ".join(_JOINED_UNIT.sub(" ", _ARTICLES.sub(" ", words).casefold()).split())
+
+
+def _in_one_form(text: str) -> str:
+    """`readable` text with one form for what is the same number, sign or letter in LaTeX, HTML and plain text."""
+    text = readable(text)
+    if "&" in text or "<" in text:
+        text = _HTML.sub(" ", re.sub(r"</?sub>", "", _ENTITY.sub(lambda one: html.unescape(one[0]), text)))
+    if "\\" in text or "$" in text:
+        text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", _words_of(text))
+        text = re.sub(r"\$([^$]*)\$", r"\1", _COMMAND.sub(_sign_of, text)).replace("\\%", "%")
+        text = re.sub(r"_(\w)|_\{([^{}]*)\}", r"\1\2", text)
+    for form, one in _SAME_FORM:
+        text = form.sub(one, text)
+    return text
+
+
+def _sign_of(command: re.Match[str]) -> str:
+    """The sign that a command of LaTeX stands for; the command where it is none."""
+    name = command[1]
+    size = "SMALL" if name.islower() else "CAPITAL"
+    letter = f"GREEK {size} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}"
+    try:
+        return _SIGNS_OF.get(name) or unicodedata.lookup(letter)
+    except KeyError:
+        return command[0]
 
 
 def _blank(sign: re.Match[str]) -> str:
@@ -370,7 +480,7 @@ def same_text(said: str, gold: str) -> bool:
 def _signs(text: str) -> list[str]:
     """Signs that change what is meant: of comparison, of powers, arrows up, down and back, minus before a number and
     behind what is negative."""
-    text = readable(text)
+    text = _in_one_form(text)
     for form, sign in _SAME_SIGN:
         text = form.sub(sign, text)
     found = _SIGN.finditer(text)
@@ -385,7 +495,7 @@ def _word_before(text: str, end: int) -> str:
 
 def vote(text: str) -> str:
     """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal."""
-    bare = unwrap(text)
+    bare = without_name(unwrap(text))
     return " ".join((normalised(bare) or bare, *_signs(bare)))
 
 
@@ -396,6 +506,14 @@ def token_f1(gold: str, said: str) -> float:
     wanted, found = [[*normalised(text).split(), *_signs(text)] for text in (gold, said)]
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
+
+
+def open_f1(said: str, golds: Sequence[str]) -> float:
+    """F1 of an open answer, without the marks around it, and the nearest of `golds`; 1 where it `gives` one."""
+    bare = unwrap(said)
+    if bare and gives(said, golds):
+        return 1.0
+    return max(token_f1(gold, bare) if normalised(gold) else 0.0 for gold in golds)
 
 
 def counts_another(key: object, options: Sequence[str]) -> bool:
@@ -448,12 +566,12 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
 def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
     """True where the text of another option stands right behind a letter, as in "B (gout)", "B) gout" or "B, gout, as"
     where gout is C, or before it, as in "gout (option B)", or begins with the letter, as in "A. fumigatus"."""
-    plain = [normalised(option) for option in options]
-    own = plain[LETTERS.index(letter)]
+    plain = [vote(option) for option in options]  # with the signs by which some differ
+    own, own_words = plain[LETTERS.index(letter)], normalised(options[LETTERS.index(letter)])
     others = [option for option in plain if option and option != own]
     bracketed = rf"([^\n.,;:()]{{1,200}})\((?:option\s+|choice\s+)?{letter}\)"
     for before in re.findall(bracketed, text, re.IGNORECASE):
-        said = f" {normalised(before)}"
+        said = f" {vote(before)}"
         if not said.endswith(f" {own}") and said.endswith(tuple(f" {other}" for other in others)):
             return True
     text = _OPENING_ARTICLE.sub("", text)
@@ -461,9 +579,10 @@ def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
         rest = _NAMELY.sub("", rest)
         cut = re.split(_SENTENCE_END if "." in mark else _CLAUSE_END, rest, maxsplit=1)[0]
         inside = rest.partition(")")[0] if "(" in mark else rest
-        if any(normalised(f"{front}{form}") in others for front in ("", f"{letter}. ") for form in (rest, inside)):
+        if any(vote(f"{front}{form}") in others for front in ("", f"{letter}. ") for form in (rest, inside)):
             return True
-        if normalised(cut) in others and not f"{normalised(rest)} ".startswith(f"{own} "):
+        longer = normalised(cut) != own_words and f"{normalised(rest)} ".startswith(f"{own_words} ")
+        if vote(cut) in others and not longer:
             return True
         if "." in mark and _begins_another(f"{letter}. {rest}", letter, [_plain(option) for option in options]):
             return True
@@ -511,6 +630,6 @@ def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) ->
 def _plain(text: str) -> str:
     """`text` as exact match compares it: case, white space, a final stop, "the" before it, the form of its dashes and
     the blank between a number and its unit aside."""
-    text = " ".join(readable(text).split()).rstrip(".。").casefold()
+    text = " ".join(_in_one_form(text).split()).rstrip(".。").casefold()
     text = _DASH.sub("-", text.removeprefix("the ") or text)
     return _UNIT.sub("", text)

@@ -233,8 +233,24 @@ def test_options_that_are_all_names_of_species_carry_no_labels():
         ("Babinski -", "Babinski +"),
         ("fever +, cough -", "fever -, cough +"),
         ("HBsAg (+)", "HBsAg (-)"),
+        ("HIV -ve", "HIV +ve"),
+        ("Ph- ALL", "Ph+ ALL"),
+        ("Fy(a-b-)", "Fy(a+b+)"),
+        ("Le(a+b-)", "Le(a-b+)"),
+        ("Jk(a-)", "Jk(a+)"),
+        ("HBsAg: -", "HBsAg: +"),
+        ("IgM：－ IgG：＋", "IgM：＋ IgG：－"),
+        ("A ✓", "A ✗"),
+        ("male ♂", "male ♀"),
+        ("R≫L", "R≪L"),
+        # decimals and thousands
+        (".5 mg", "5 mg"),
+        ("-.5", "5"),
+        ("p<.05", "p<05"),
+        ("1.000 mg", "1,000 mg"),
         # arrows
         ("TSH ↓, T4 ↑", "TSH ↑, T4 ↓"),
+        ("K▲", "K▼"),
         ("↓ K+", "↑ K+"),
         ("A←B", "A→B"),
         # powers, fractions, parts
@@ -291,6 +307,29 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
         ("5 mg", "5mg"),
         ("5 %", "5%"),
         ("Straße", "STRASSE"),
+        ("HIV -ve", "HIV negative"),
+        ("HER2-", "$\\mathrm{HER2}^{-}$"),
+        ("chest film (x-ray)", "chest film (x ray)"),
+        ("Findings: - a mass", "Findings: a mass"),
+        (".5 mg", "0.5 mg"),
+        ("12,000/µL", "12000/µL"),
+        (">=5 mm", "≥ 5 mm"),
+        ("≦5", "<= 5"),
+        ("$\\leq 5$", "≤5"),
+        ("$\\uparrow$ TSH", "↑ TSH"),
+        ("$\\alpha$-thalassemia", "α-thalassemia"),
+        ("$\\lambda$ chains", "λ chains"),
+        ("$37^\\circ\\text{C}$", "37°C"),
+        ("5 \\times 3\\,\\text{cm}", "5×3 cm"),
+        ("3 x 4 cm", "3×4 cm"),
+        ("\\text{T}_2", "T2"),
+        ("H$_2$O", "H2O"),
+        ("\\frac{1}{2}", "1/2"),
+        ("10<sup>9</sup>/L", "10⁹/L"),
+        ("10^{9}/L", "10⁹/L"),
+        ("CO<sub>2</sub>", "CO2"),
+        ("&lt;5", "<5"),
+        ("&nbsp;Gout<br>", "Gout"),
         ("ไข้", "ไข้"),
     ],
 )
@@ -305,7 +344,34 @@ def test_f1_hears_a_sign_and_counts_units_as_it_did():
     assert answers.token_f1("50 mg", "100 mg") == pytest.approx(1 / 2)
 
 
-@pytest.mark.parametrize("piece", ["A", "-", "A-", "1-", " -", "(-", "+/", "<-", "^", "10⁹", "H-+", "SO4-", "ा"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        ",1",
+        ".5",
+        "\\alpha",
+        "_a",
+        "&a;",
+        "<b ",
+        "a=<b",
+        "(a-",
+        ":-",
+        "$",
+        "A",
+        "-",
+        "A-",
+        "1-",
+        " -",
+        "(-",
+        "+/",
+        "<-",
+        "^",
+        "10⁹",
+        "H-+",
+        "SO4-",
+        "ा",
+    ],
+)
 def test_signs_are_found_in_time_linear_in_the_length(piece):
     start = time.process_time()
     answers.token_f1(piece * (100_000 // len(piece)), "x")
@@ -379,3 +445,63 @@ def test_marks_of_reasoning_are_found_in_time_linear_in_the_length(piece):
     answers.spoken(piece * (100_000 // len(piece)))
     answers.spoken("## Thinking\n" + piece * (100_000 // len(piece)))
     assert time.process_time() - start < 4  # some 0.1
+
+
+@pytest.mark.parametrize(
+    ("said", "gold"),
+    [
+        ("Answer: Gout", "gout"),
+        ("The final answer is gout.", "gout"),
+        ("**Answer:** Gout", "gout"),
+        ('{"answer": "Gout"}', "gout"),
+        ("答案：痛风", "痛风"),
+        ("Yes, there is a fracture.", "Yes"),
+        ("Nein", "No."),
+        ("是的，图中是CT。", "是"),
+        ("否", "不是"),
+        ("The answer is no.", "no"),
+    ],
+)
+def test_an_open_answer_may_have_its_name_and_say_its_yes_or_no_in_its_own_words(said, gold):
+    response = f"<answer>{said}</answer>"
+    assert answers.is_right(response, (), gold) and answers.is_right(response, (), "other", gold)
+    assert answers.open_f1(said, (gold,)) == 1.0
+    for other in ("sepsis", "yes" if answers.yes_no_key(gold) == "no" else "no"):
+        assert not answers.is_right(response, (), other)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        *(
+            (said, "B")
+            for said in ("B;", "B,", "- B", ": B", "# B", "\\bf B", "{\\rm B}", "\\textcolor{red}{B}", "**B**;")
+        ),
+        *(
+            (said, "B")
+            for said in ("B, not C", "B (not C)", "B rather than C", "B instead of C.", "B. Heart failure, not C")
+        ),
+        *((said, None) for said in ("not B", "It is not B", "anything, not B", "B or not B", "C or B, not A")),
+    ],
+)
+def test_marks_beside_a_letter_and_another_that_is_denied(said, letter):
+    assert answers.choice(f"<answer>{said}</answer>", FOUR) == letter
+    assert read_choice(f"\\boxed{{{said}}}", FOUR, "boxed") == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "letter"),
+    [
+        ("The answer is A, HER2-.", ("HER2+", "HER2-", "ER+"), None),
+        ("The answer is A. HER2-", ("HER2+", "HER2-", "ER+"), None),
+        ("The answer is A, HER2+.", ("HER2+", "HER2-", "ER+"), "A"),
+        ("The answer is A: ↓ T3, ↑ TSH", ("↑ T3, ↓ TSH", "↓ T3, ↑ TSH"), None),
+        ("The answer is A (↑ T3, ↓ TSH)", ("↑ T3, ↓ TSH", "↓ T3, ↑ TSH"), "A"),
+        ("Yes (B)", ("Yes", "No"), None),
+        ("Yes (A)", ("Yes", "No"), "A"),
+        (">= 5 mm", ("≤ 5 mm", "≥ 5 mm"), "B"),
+        (".5 mg", ("5 mg", "0.5 mg"), "B"),
+    ],
+)
+def test_signs_tell_options_apart(said, options, letter):
+    assert read_choice(said, options, "plain") == answers.choice(f"<answer>{said}</answer>", options) == letter

@@ -48,7 +48,7 @@ def pass_rates(cases: Sequence[Case], engine: Engine, file: Path) -> dict[str, f
     with costs.shared(), files.lines(file) if processes.is_writer() else contextlib.nullcontext() as lines:
         for number, replies in asked:
             case = own[number][1]
-            right = sum(answers.is_right(reply.text, case.options, case.answer) for reply in replies)
+            right = sum(answers.is_right(reply.text, case.options, *case.golds) for reply in replies)
             found.append(Rate(case.id, right, samples, prints[case.id]))
             if lines is not None:
                 files.append(lines, file, msgspec.json.encode(found[-1]) + b"\n")

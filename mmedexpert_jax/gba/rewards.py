@@ -31,7 +31,7 @@ Reward = Callable[..., Any]
 
 def accuracy(case: Case, text: str, **_) -> float:
     """1 if the parsed answer chooses the key, or is the reference answer of an open question, else 0."""
-    return float(answers.is_right(text, case.options, case.answer))
+    return float(answers.is_right(text, case.options, *case.golds))
 
 
 def format(case: Case, text: str, **_) -> float:
@@ -54,7 +54,7 @@ def length(case: Case, text: str, *, length: int, max_new_tokens: int, **_) -> f
 def token_f1(case: Case, text: str, **_) -> float | None:
     """F1 over the words of the answer block and the reference answer (as SQuAD); abstains on multiple choice."""
     given = answers.parse(text).answer
-    return answers.token_f1(case.answer, given or "") if case.kind == "open" else None
+    return answers.open_f1(given or "", case.golds) if case.kind == "open" else None
 
 
 def answer_first(case: Case, text: str, **_) -> float:

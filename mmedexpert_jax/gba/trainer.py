@@ -456,7 +456,7 @@ def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
                 "completion": text,
                 "answer": prompt.case.answer,
                 "choice": choice,
-                "correct": answers.is_right(text, prompt.case.options, prompt.case.answer),
+                "correct": answers.is_right(text, prompt.case.options, *prompt.case.golds),
                 "reward": _plain(scores.total[i, j]),
                 **{f"rewards/{r.name}": _plain(scores.values[i, j, k]) for k, r in enumerate(scores.rewards)},
                 "advantage": float(rollout.advantages[i, j]),

@@ -8,7 +8,7 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
-from mmedexpert_jax.statements import YES_AND_NO, opening, stated, stated_texts
+from mmedexpert_jax.statements import WORDS, YES_AND_NO, opening, stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
@@ -16,13 +16,19 @@ _LABELLED = re.compile(r"\(?([A-J])[.):]")
 # Two that differ, on one line or joined by a word; of those that a blank line parts the last counts.
 _TWO_BOXES = re.compile(
     r"\\boxed\s*\{(?P<one>[^{}]*)\}(?!\s*\n\s*\n)(?:[\s$\\()\[\],;./&]|or|and)*"
-    r"\\boxed\s*\{(?!(?P=one)\})[^{}]*\}\W*\Z"
+    r"\\boxed\s*\{(?!(?P=one)\})(?P<two>[^{}]*)\}\W*\Z"
 )
 _CHANGED = re.compile(r"\b(?:wait|actually|sorry|correction|i\s+mean)\b", re.IGNORECASE)
-_NOT = re.compile(r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE)
+_NOT = re.compile(
+    r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+|necessarily\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE
+)
+# A reply that ends in its answer: "but the answer to the question is yes", "Is there none? Yes", "answer": true.
+_ENDS_IN = re.compile(
+    r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
+)
 # A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
 _NO_ANSWER = re.compile(
-    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion)\b"
+    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
     r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
     r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
     r"|uploaded|here|with|for|from|so|and|but)\b)"
@@ -32,6 +38,14 @@ _NO_ANSWER = re.compile(
     r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
     r"|\bno(?:\.\s?|\s)(?=\d)",
+    re.IGNORECASE,
+)
+# A reply of one that has no image to look at, whatever yes or no it is polite with.
+_IMAGES = r"(?:images?|pictures?|photos?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+_SEES_NOTHING = re.compile(
+    rf"\bplease\s+(?:upload|provide|attach|share|send)\b|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
+    r"(?:attached|provided|uploaded|included|given|shared)\b"
+    rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
     re.IGNORECASE,
 )
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
@@ -76,11 +90,8 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
         right = read == item.answer
     else:
         read = read_text(response, form)
-        bare = answers.unwrap(read or "")
-        golds = (item.answer, *item.columns.get("accepted", ()))
-        right = read is not None and any(answers.same_text(bare, gold) for gold in golds)
-        f1 = max(answers.token_f1(gold, bare) if answers.normalised(gold) else float(right) for gold in golds)
-        return Score(right, read, unparsed=read is None, f1=f1)
+        right = read is not None and answers.gives(read, item.golds)
+        return Score(right, read, unparsed=read is None, f1=answers.open_f1(read or "", item.golds))
     return Score(right, read, unparsed=read is None, f1=float(right))
 
 
@@ -126,7 +137,7 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
     tagged = _tagged(response)
     if form == "tags" or tagged is not None:
         return answers.choice(response, options)
-    if (content := _boxed(response)) is not None:
+    if (content := _boxed(response, options)) is not None:
         return _choice(content, options)
     if form == "boxed":
         return None
@@ -161,13 +172,19 @@ def read_official(response: str, count: int) -> str | None:
 def read_yes_no(response: str, form: str = "tags") -> str | None:
     """ "yes" or "no", or None.
 
-    The word of either, in any of the languages of `statements.WORDS`, that opens the answer (`read_text`) and ends its
-    clause, unless both stand side by side; else "yes" or "no" if exactly one of these two stands in it, undenied.
+    The word of either that the answer (`read_text`) ends in behind "the answer is" or a question; the one, in any of
+    the languages of `statements.WORDS`, that opens it and ends its clause, unless both stand side by side; else "yes"
+    or "no" if exactly one of these two stands in it, undenied. Nothing is read of one who sees no image.
     """
-    text = answers.unwrap(_NO_ANSWER.sub("", read_text(response, form) or ""))
+    text = read_text(response, form) or ""
+    if _SEES_NOTHING.search(text):
+        return None
+    text = answers.unwrap(_NO_ANSWER.sub("", text))
     said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
     if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
         return None
+    if last := _ENDS_IN.search(text):
+        return WORDS[last[1].lower()]
     if first := opening(text):
         return first[1]
     return said.pop() if len(said) == 1 and not _NOT.search(text) else None
@@ -239,8 +256,10 @@ def _tagged(response: str) -> str | None:
     return answers.parse(response).answer
 
 
-def _boxed(response: str) -> str | None:
-    """Content of the last box outside the reasoning, "" where it is one of two ("\\boxed{B} or \\boxed{C}"); None where
-    there is none or it is not closed."""
+def _boxed(response: str, options: Sequence[str] = ()) -> str | None:
+    """Content of the last box outside the reasoning, "" where it is one of two ("\\boxed{B} or \\boxed{C}") that do not
+    choose the same of `options`; None where there is none or it is not closed."""
     text = answers.spoken(response)
-    return "" if _TWO_BOXES.search(text) else answers.boxed(text)
+    if two := _TWO_BOXES.search(text):
+        return two["two"] if _choice(two["one"], options) == _choice(two["two"], options) is not None else ""
+    return answers.boxed(text)

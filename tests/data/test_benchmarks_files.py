@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import benchmarks
-from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa
+from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa, registry
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.tables import InFolder, _records, read
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.published import GMAI as GMAI_TABLE
@@ -575,6 +577,35 @@ def test_slake_keeps_a_language_and_knows_how_the_kit_judges(tmp_path):
     (chinese,) = benchmarks.load("slake", tmp_path, subset="zh").items
     assert (chinese.id, chinese.answer, chinese.kind, chinese.labels["language"]) == ("2", "是", "open", "zh")
     assert len(benchmarks.load("slake", tmp_path, subset="all").items) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "answer", "read"),
+    [
+        ("yes_no", (), "Yes", "yes"),
+        ("yes_no", (), "No.", "no"),
+        ("yes_no", (), "没有", "no"),
+        ("choice", ("gout", "lupus"), "b", "B"),
+        ("choice", ("gout", "lupus"), "lupus", "B"),
+        ("choice", ("gout", "a"), "a", "B"),
+        ("choice", ("gout", "lupus"), "sepsis", "sepsis"),
+        ("yes_no", (), "maybe", "row 1: answer 'maybe' of kind yes_no is neither yes nor no"),
+        ("closed", (), "Yes", "row 1: kind 'closed' is none of choice, yes_no, open, report, rubric"),
+        ("choice", (1, 2), "A", "row 1: options (1, 2) are not all texts"),
+    ],
+)
+def test_a_readers_key_is_read_in_any_form_or_refused_in_one_line(tmp_path, monkeypatch, kind, options, answer, read):
+    def item(row, files, subset):
+        return Case("1", "Which?", options, answer, kind=kind)
+
+    spec = registry.Spec("own", "Own", rows=lambda files, split, subset: ["row"], item=item)
+    monkeypatch.setitem(registry._SPECS, "own", spec)
+    write(tmp_path / "test.json", "[]")
+    if read.startswith("row"):
+        with pytest.raises(DataError, match=re.escape(read)):
+            benchmarks.load("own", tmp_path)
+    else:
+        assert benchmarks.load("own", tmp_path).items[0].answer == read
 
 
 SUBJECTS = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval.scoring import (
     FORMS,
     SCORERS,
@@ -219,6 +220,18 @@ def test_yes_or_no(response, form, read):
     assert kit.right  # the kit's rule
 
 
+def test_of_several_right_answers_each_is_right():
+    item = open_item("gout", accepted=("gouty arthritis",))
+    for said in ("Gout", "The answer is gouty arthritis."):
+        assert score(item, said, form="plain").right and score(item, f"<answer>{said}</answer>").f1 == 1.0
+        assert (
+            rewards.accuracy(item, f"<answer>{said}</answer>")
+            == rewards.token_f1(item, f"<answer>{said}</answer>")
+            == 1
+        )
+    assert not rewards.accuracy(item, "<answer>arthritis</answer>")
+
+
 def test_open_answers_are_exact_or_partly_right():
     item = open_item("The left lung")
     exact = score(item, "<answer>left lung.</answer>")
@@ -257,6 +270,9 @@ def test_what_a_server_leaves_in_is_no_part_of_an_open_answer(said):
         ("\\boxed{B}, \\boxed{B}", "B"),
         ("\\boxed{5}\n\n\\boxed{C}", "C"),
         ("\\boxed{B}, rather \\boxed{C}", "C"),
+        ("\\boxed{B}\n\\boxed{Heart failure}", "B"),
+        ("\\boxed{B. Heart failure} \\boxed{B}", "B"),
+        ("\\boxed{B}\n\\boxed{Pneumonia}", None),
     ],
 )
 def test_two_boxes_side_by_side_that_differ_are_no_answer(said, letter):
@@ -400,6 +416,20 @@ def test_options_that_are_numbers_or_words_of_any_language(said, options, letter
         ("There is no picture of pneumonia", "no"),
         ("No se observa fractura", "no"),
         ("No way.", "no"),
+        # of one who is polite and sees nothing
+        ("No problem! Please upload the image.", None),
+        ("No worries, I can help with that.", None),
+        ("No, I can't view images.", None),
+        ("Yes, I can help. Please upload the image.", None),
+        ("Yes, I can analyze this, but no image was attached.", None),
+        ("No, I can't see a fracture.", "no"),
+        ("Not necessarily no", None),
+        # what a reply ends in
+        ("Initially I thought yes. Final answer: no", "no"),
+        ("No effusion is seen, but the answer to the question is yes.", "yes"),
+        ("Is there no effusion? Yes.", "yes"),
+        ('{"answer": true}', "yes"),
+        ("Yes or no?", None),
     ],
 )
 def test_yes_and_no_of_any_language_as_a_person_reads_them(said, verdict):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import border
+from mmedexpert_jax.answers import yes_no_key
 from mmedexpert_jax.data.benchmarks import census, rows
 from mmedexpert_jax.data.benchmarks import subset as subsets
 from mmedexpert_jax.data.benchmarks.benchmark import Benchmark
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
-from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.case import KINDS, LETTERS, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 
 
@@ -214,7 +215,7 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case
             malformed.append(problem)
             continue
         try:
-            item = known.item(row, files, subset)
+            item = _keyed(known.item(row, files, subset), getattr(row, "where", f"row {rows}"))
             if not item.benchmark:  # a published file does not say how its questions may be reasoned about
                 item = replace(item, benchmark=known.name, paradigms=())
             if item.id in items:
@@ -228,6 +229,29 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case
         except DataError as error:
             malformed.append(str(error))
     return list(items.values()), malformed, missing, rows
+
+
+def _keyed(item: Case, where: str) -> Case:
+    """The item with its key as scorers compare it: "yes" or "no" of a yes or no in any language, and the letter of a
+    choice's key that is an option's text or a letter in lower case; a key that is no option's stays.
+
+    Raises:
+        DataError: an unknown kind, an option that is no text, or a key of yes or no that is neither.
+    """
+    if item.kind not in KINDS:
+        raise DataError(f"{where}: kind {border.shown(item.kind)} is none of {', '.join(KINDS)}")
+    if not all(isinstance(option, str) for option in item.options):
+        raise DataError(f"{where}: options {border.shown(item.options)} are not all texts; make str(...) of each")
+    if item.kind == "yes_no":
+        if (key := yes_no_key(item.answer)) is None:
+            raise DataError(f"{where}: answer {border.shown(item.answer)} of kind yes_no is neither yes nor no")
+        return replace(item, answer=key)
+    letters = tuple(LETTERS[: len(item.options)])
+    if item.kind != "choice" or item.answer in letters:
+        return item
+    if item.options.count(item.answer) == 1:
+        return replace(item, answer=letters[item.options.index(item.answer)])
+    return replace(item, answer=item.answer.upper()) if item.answer.upper() in letters else item
 
 
 def _open(known: Spec, source: str, split: str, subset: str) -> Files:

@@ -1,11 +1,12 @@
 """The shared part of benchmarks of short answers: yes or no, or an open answer."""
 
+from mmedexpert_jax.answers import yes_no_key
 from mmedexpert_jax.data.benchmarks.rows import Row
 
 
 def kind_of(answer: str) -> str:
-    """ "yes_no" for those two words, else "open"."""
-    return "yes_no" if answer.strip().lower() in ("yes", "no") else "open"
+    """ "yes_no" for those two words, else "open"; a word of another language is compared as `answers.gives` does."""
+    return "yes_no" if answer.strip().rstrip(".").lower() in ("yes", "no") else "open"
 
 
 def fields(row: Row) -> dict:
@@ -15,7 +16,7 @@ def fields(row: Row) -> dict:
     return {
         "question": row.text("question"),
         "options": (),
-        "answer": answer.lower() if kind == "yes_no" else answer,
+        "answer": yes_no_key(answer) if kind == "yes_no" else answer,
         "kind": kind,
         "columns": {"raw_answer": answer},
     }
