@@ -60,10 +60,14 @@ def token_f1(case: Case, text: str, **_) -> float | None:
 def answer_first(case: Case, text: str, **_) -> float:
     """-1 if the first sentence of the reasoning states an answer, else 0: the paper's own samples (appendix D) do, and
     what follows is then no reasoning towards it."""
-    first = re.split(r"(?<=[.!?\n])\s+", (answers.parse(text).think or "").strip(), maxsplit=1)[0]
-    letters = LETTERS[: len(case.options)]
-    named = stated(first, letters) or answers.choice(f"<answer>{first}</answer>", case.options)
-    return -float(bool(named))
+    first = re.split(r"(?<=[.!?])\s+|\n", (answers.parse(text).think or "").strip(), maxsplit=1)[0]
+    named = stated(first, LETTERS[: len(case.options)], remarks=False)
+    letter = answers.chosen(first, case.options)
+    own = f"{letter}. {case.options[LETTERS.index(letter)]}" if letter else ""
+    # a label alone or with its option, not "A: airway patent"
+    bare = answers.vote(re.sub(r"\A(?:option|choice)\s+", "", first, flags=re.IGNORECASE))
+    alone = letter and bare in map(answers.vote, (letter, own, own[3:]))
+    return -float(bool(named or alone))
 
 
 REWARDS: dict[str, Reward] = {
@@ -75,7 +79,10 @@ REWARDS: dict[str, Reward] = {
     "answer_first": answer_first,
 }
 
-FOREIGN = {"prompts", "completions", "completion_ids", "solution_str", "reward_inputs"}  # of TRL, verl and EasyR1
+# Parameters of rewards of TRL, verl, EasyR1, R1-V and others.
+FOREIGN = {"prompt", "prompts", "completion", "completions", "completion_ids", "response", "responses", "response_str"}
+FOREIGN |= {"solution", "solution_str", "predict", "predicts", "predict_str", "ground_truth", "ground_truths"}
+FOREIGN |= {"data_source", "extra_info", "reward_input", "reward_inputs"}
 GATED = ("format", "structure")  # rewards of form
 LARGEST = float(np.finfo(np.float32).max)  # of a reward: scores are float32
 
@@ -168,7 +175,10 @@ def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence
         signature = inspect.signature(function)
         signature.bind(*positional, **dict.fromkeys((*keywords, "truncated", "max_new_tokens")))
         needed = {name for name, one in signature.parameters.items() if one.default is one.empty}
-        if theirs := FOREIGN & needed:
+        names = list(signature.parameters)
+        if names[:2] in (["text", "case"], ["texts", "cases"]):
+            raise TypeError("it takes the text before the case")
+        if names[0] != positional[0] and (theirs := FOREIGN & needed):
             raise TypeError(f"it takes {min(theirs)}, as rewards of another trainer do")
     except TypeError as error:
         raise ConfigError(

@@ -387,6 +387,12 @@ def test_scalars_and_arrays_of_every_library_are_numbers(tmp_path, scalar):
         ),  # verl's
         ("cases, texts, *, paradigm, **_", "missing a required argument: 'paradigm'"),
         ("prompts, completions, **kwargs", "it takes completions, as rewards of another trainer do"),
+        ("predict_str, ground_truth, **kwargs", "it takes ground_truth, as rewards of another trainer do"),  # EasyR1's
+        ("completion, answer, **_", "it takes completion, as rewards of another trainer do"),
+        ("response, answer, **_", "it takes response, as rewards of another trainer do"),
+        ("data_source, ground_truth, **_", "it takes data_source, as rewards of another trainer do"),
+        ("text, case, **_", "it takes the text before the case"),
+        ("texts, cases, **_", "it takes the text before the case"),
     ],
 )
 def test_a_function_of_another_signature_is_refused_before_any_work(tmp_path, signature, said):
@@ -429,8 +435,13 @@ def test_open_answers_are_scored_by_words_and_abstain_on_choices():
 def test_a_reasoning_that_begins_with_its_answer_is_punished():
     first = ["The answer is B. Then why.", "B. It is a cough.", "Cough"]
     later = ["The fever is low. The answer is B.", "(1) Either fever or cough. (2) B.", ""]
+    looked_at = ["Option A: fever would rise. Then why.", "A: airway patent. Then why.", "First, option B: cough. Why."]
     assert values("answer_first", [render(text, "B") for text in first]) == [-1, -1, -1]
-    assert values("answer_first", [render(text, "B") for text in later]) == [0, 0, 0]
+    assert values("answer_first", [render(text, "B") for text in later + looked_at]) == [0] * 6
+    assert (
+        values("answer_first", [render(text, "B") for text in ("B. Cough. Why.", "B) cough\nWhy.", "Option B.")])
+        == [-1] * 3
+    )
 
 
 def test_a_right_answer_without_reasoning_is_above_a_wrong_one_in_full_form():
