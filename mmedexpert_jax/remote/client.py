@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
 from mmedexpert_jax.remote import messages, outcomes
@@ -188,7 +189,10 @@ class Client:
             if reply is not None:
                 return reply
             if outcome.kind in outcomes.FATAL:
-                self._stop(f"{self.endpoint.host} refuses: {outcome.detail}; fix it, the same command goes on")
+                parts = urlsplit(self.endpoint.url)
+                root = outcome.status == 404 and not parts.path.strip("/")
+                hint = f" (is the url {parts.scheme}://{parts.netloc}/v1?)" if root else ""
+                self._stop(f"{self.endpoint.host} refuses: {outcome.detail}{hint}; fix it, the same command goes on")
                 return None
             if outcome.kind not in outcomes.RETRIED:
                 break

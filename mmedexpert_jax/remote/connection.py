@@ -1,7 +1,7 @@
 """The openai client of an endpoint, over a transport that bounds every body. Imported only where something is asked."""
 
 import zlib
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
@@ -59,13 +59,17 @@ def connect(endpoint: Endpoint, key: str) -> openai.AsyncOpenAI:
     proxy = None if local else known.get(parts.scheme) or known.get("all")
     transport = BoundedTransport(httpx2.AsyncHTTPTransport(limits=limits, proxy=proxy), anonymous=not key)
     http = httpx2.AsyncClient(transport=transport, timeout=endpoint.timeout, follow_redirects=False)
+    base, _, query = endpoint.url.partition("?")
+    queries = dict(parse_qsl(query))
+    own = {"api-key": key} if key and "api-version" in queries else {}  # Azure's deployments know no bearer's key
     return openai.AsyncOpenAI(
         api_key=key or "none",
-        base_url=endpoint.url,
+        base_url=base,
+        default_query=queries,
         max_retries=0,
         timeout=endpoint.timeout,
         http_client=http,
-        default_headers={"Accept-Encoding": "gzip, deflate"},
+        default_headers={"Accept-Encoding": "gzip, deflate", **own},
     )
 
 

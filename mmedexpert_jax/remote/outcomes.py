@@ -213,8 +213,9 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
 
 
 def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], secret: str) -> Outcome:
-    """A body without an answer: gateways send errors with status 200 too, the true status in `error.code`."""
-    if not body.get("error"):
+    """A body without an answer: gateways send errors with status 200 too, the true status in `error.code`, FastChat
+    and FastAPI without an object of that name."""
+    if not (body.get("error") or body.get("object") == "error" or body.get("detail")):
         return Outcome("malformed", "a body without choices[0].message, or cut short", billed=True)
     code = str(_error(body).get("code"))
     status = int(code) if re.fullmatch("[45][0-9]{2}", code) else 500

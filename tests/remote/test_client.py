@@ -5,6 +5,8 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
@@ -372,6 +374,38 @@ def test_a_missing_key_and_a_broken_url_are_config_errors(answers, monkeypatch):
         Endpoint("http://localhost/v1/chat/completions/", "m")
     with pytest.raises(ConfigError, match="prices"):
         Endpoint("http://localhost/v1", "m", budget=1.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "own", "hint"),
+    [
+        ("/openai/deployments/m?api-version=1", "/openai/deployments/m/chat/completions?api-version=1", "k", ""),
+        ("/v1/", "/v1/chat/completions", None, ""),
+        ("", "/chat/completions", None, " (is the url http://{}/v1?)"),
+    ],
+)
+def test_a_query_of_the_url_goes_behind_the_path_and_a_root_gets_a_hint(answers, monkeypatch, path, asked, own, hint):
+    monkeypatch.setenv("TEACHER_KEY", "k")
+    seen = []
+
+    class Lost(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append((self.path, self.headers.get("api-key")))
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Lost) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        asking = Client(Endpoint(f"http://{host}{path}", "m", key_env="TEACHER_KEY"), answers)
+        with pytest.raises(RemoteError, match=r"refuses: 404") as error:
+            asking.ask(questions(1))
+        server.shutdown()
+    assert seen == [(asked, own)]
+    assert str(error.value).endswith(f"{hint.format(host)}; fix it, the same command goes on")
 
 
 def test_it_works_inside_a_running_loop(client):

@@ -96,6 +96,8 @@ def test_reasons_to_end_are_in_the_protocols_words(said):
         (200, JSON, {"error": {"code": "429", "message": "slow"}}, "rate-limit"),
         (200, JSON, {"error": {"code": "rate_limit_exceeded"}}, "rate-limit"),
         (200, JSON, {"error": {"code": "12", "message": "?"}}, "server"),
+        (200, JSON, {"object": "error", "message": "context length is 4096", "code": 400}, "rejected"),  # FastChat's
+        (200, JSON, {"detail": "Not authenticated"}, "server"),
         (499, JSON, "", "server"),
         (400, JSON, {"error": {"message": "Your credit balance is too low"}}, "quota"),
         (429, JSON, {"error": {"message": "Insufficient balance"}}, "quota"),
