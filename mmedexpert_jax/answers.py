@@ -167,8 +167,8 @@ _SAME_FORM = (
     (re.compile(r"=<|<=|[≦⩽]"), "≤"),
     # ".5", but "p.5" and "3.5" stay
     (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
-    # "12,000"
-    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])"), lambda number: number[0].replace(",", "")),
+    # "12,000", "12 000"
+    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[,' ]\d{3})+(?![\d,])"), lambda number: re.sub(r"\D", "", number[0])),
     # "3×4 cm"
     (re.compile(r"(?<=\d)\s?[x×*]\s?(?=\d)"), " x "),
     # "HIV -ve"

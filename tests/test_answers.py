@@ -313,6 +313,7 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
         ("Findings: - a mass", "Findings: a mass"),
         (".5 mg", "0.5 mg"),
         ("12,000/µL", "12000/µL"),
+        ("12 000", "12,000"),
         (">=5 mm", "≥ 5 mm"),
         ("≦5", "<= 5"),
         ("$\\leq 5$", "≤5"),
