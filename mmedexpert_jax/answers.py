@@ -15,7 +15,7 @@ _FLAGS = re.DOTALL | re.IGNORECASE
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 # A tag with blanks in it, or escaped as HTML or Markdown escapes it.
 _LOOSE_TAG = re.compile(
-    r"(?:&lt;|\\?[<＜])\s{0,4}(/?)\s{0,4}(think|thinking|thought|reasoning|answer)\s{0,4}(?:&gt;|\\?[>＞])",
+    r"(?:&lt;|\\?[<＜])\|?\s{0,4}(/?)\s{0,4}(think|thinking|thought|reasoning|answer)\s{0,4}\|?(?:&gt;|\\?[>＞])",
     re.IGNORECASE,
 )
 # Marks of reasoning beside <think>, opening and closing: of Magistral, Kimi, MedGemma, Gemini, Seed, Cohere, openPangu.
@@ -64,9 +64,10 @@ _ENDS = re.compile("|".join(re.escape(end) for end in ("</think>", *(end for _, 
 _FINAL = re.compile(r"<\|channel\|>final<\|message\|>")
 # The end of a turn, behind which a model that is not stopped speaks for the user; not one inside its answer.
 _TURN_END = re.compile(
-    r"(?:<\|(?:endoftext|im_end|eot_id|eom_id|eot|end|return|eos|end_of_turn|end_of_turn_token)\|>|<｜end▁of▁sentence｜>"
-    r"|</s>|<(?:eos|end_of_turn|end_of_utterance|turn\|)>)(?!\s*(?:</answer>|\}))",
-    re.IGNORECASE,
+    r"(?:<\|(?:end_?of_?text|im_end|eot_id|eom_id|eot|end|return|eos|end_of_turn|end_of_turn_token)\|>|<｜end▁of▁sentence｜>"
+    r"|</s>|<(?:eos|end_of_turn|end_of_utterance|turn\|)>)(?!\s*(?:</answer>|\}))"
+    r"|<\|user\|>|\[INST\]|^(?:#{2,3}\s?(?:Human|User|Instruction)|Human|User):",
+    re.IGNORECASE | re.MULTILINE,
 )
 # Special tokens that a server leaves in, with the name of who speaks.
 _TOKENS = re.compile(
@@ -117,7 +118,7 @@ _LATEX = re.compile(
 _LISTED = re.compile(r"^(?:[-•*:=]|#{1,6})\s+(?=\D)")  # a mark of a list, a heading or a field before an answer
 # "C, not B" and "C (rather than B)", which name C
 _NOT_THE_OTHER = re.compile(
-    r"(?<=\S)(?:\s{0,8}[,;(–-])?\s{0,8}\b(?:(?:and\s)?not|rather\sthan|instead\sof)\s(?:option\s)?\(?[A-J]\)?\)?[.!]?\s{0,8}\Z"
+    r"(?<=\S)(?:\s{0,8}[,;(—–-])?\s{0,8}\b(?:(?:and\s)?not|rather\sthan|instead\sof)\s(?:option\s)?\(?[A-J]\)?\)?[.!]?\s{0,8}\Z"
 )
 _DENIED_END = re.compile(
     r"(?:[(:–—-]\s*(?:is\s+)?(?:not\s+correct|incorrect|wrong|false|no|excluded|ruled\s+out|unlikely)|[✗✘❌✖☒])[\s).!]*\Z",
@@ -167,16 +168,17 @@ _SAME_FORM = (
     (re.compile(r"=<|<=|[≦⩽]"), "≤"),
     # ".5", but "p.5" and "3.5" stay
     (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
-    # "12,000"
-    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])"), lambda number: number[0].replace(",", "")),
+    # "12,000", "12 000"
+    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[,' ]\d{3})+(?![\d,])"), lambda number: re.sub(r"\D", "", number[0])),
     # "3×4 cm"
     (re.compile(r"(?<=\d)\s?[x×*]\s?(?=\d)"), " x "),
     # "HIV -ve"
     (re.compile(r"(?:(?<=\w)|\s)-\s?ve\b"), " negative"),
     (re.compile(r"\+\s?ve\b"), " positive"),
-    # of LaTeX and HTML: "10^{9}", "10<sup>9</sup>", "HER2^-", "37^°C"
+    # of LaTeX and HTML: "10^{9}", "10<sup>9</sup>", "HER2^-", "37^°C", "5 \mu g"; only behind a digit it is a power
     (re.compile(r"<sup>([^<>]*)</sup>|\^\{([^{}]*)\}"), r"^\1\2"),
-    (re.compile(r"\^([+-])(?!\d)|\^(°)"), r"\1\2"),
+    (re.compile(r"\^([+-])(?!\d)|\^(°)|(?<!\d)\^(?=\d)"), r"\1\2"),
+    (re.compile(r"(?<=[A-Za-z)])_(?=\d)|(?<=μ) (?=[gmlLM]\b)"), ""),
 )
 # One sign each of those written in several ways; a long dash behind a word is punctuation.
 _SAME_SIGN = (
@@ -259,8 +261,8 @@ def _last_block(text: str) -> str | None:
 
 
 def spoken(text: str) -> str:
-    """What `text` answers: what stands outside its reasoning (think blocks, closed or not, and other marks of it), up
-    to the end of its turn, without special tokens."""
+    """The part of `text` outside its reasoning (think blocks, closed or not, and other marks of it), up to the end of
+    its turn, without special tokens."""
     text = _REASONING.sub("", _LOOSE_TAG.sub(r"<\1\2>", text))
     text = _without_elements(text)
     if final := _FINAL.search(text):

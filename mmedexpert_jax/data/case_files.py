@@ -59,10 +59,10 @@ KEYS: dict[str, tuple[str, bool, str]] = {
     ),
     "paradigms": ("list of texts", False, "those that apply to the case, for GBA; left out: all four"),
 }
-# Columns of this project's own sets, which say where a case comes from.
+# Columns of this project's own sets, which say where a case comes from, and one that scores read (`Case.golds`).
 PROVENANCE = {
     *("source", "source_id", "licence", "doi", "redistributable", "specialty_by", "kind", "case_id", "trace_id"),
-    *("teacher", "review", "flags", "split"),
+    *("teacher", "review", "flags", "split", "accepted"),
 }
 ALIASES = {
     **dict.fromkeys(("image", "picture", "pictures", "image_path", "img"), "images"),

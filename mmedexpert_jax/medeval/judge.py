@@ -224,8 +224,8 @@ def _bare(line: str) -> bool | None:
 
 
 def _of_prose(text: str) -> bool | None:
-    """What the words of verdict in running text say of the response, with negation and hedge read; None where all speak
-    of something else, or what follows them limits them."""
+    """The verdict of running text, of whose words negation and hedge are read; None where all speak of something else
+    than the response, or what follows them limits them."""
     found, end = [], 0
     for sentence in re.finditer(r"\S.*?(?:[.!?;\n](?=\s)|\Z)", text, re.DOTALL):
         for word in _WORD.finditer(sentence[0]):
