@@ -44,10 +44,9 @@ COMMANDS = {
     "against": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against"
     " sum,gated,gdpo_even,gdpo_gated,gdpo,ahead,grpo",
     "structure": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against bare,grpo",
-    "objectives": "python benchmarks/learning.py --seeds 0 1 2 --against grpo,rloo,reinforce_pp",
+    "objectives": "python benchmarks/learning.py --seeds 0 1 2 --against"
+    " grpo,rloo,reinforce_pp,gspo,sapo,cispo,dr_grpo,dapo,papo,drpo",
     "eight": "python benchmarks/learning.py --seeds 0 1 2 3 4 5 6 7 --against grpo",
-    "clips": "python benchmarks/learning.py --seeds 0 1 --against grpo,gspo,sapo,cispo",
-    "once": "python benchmarks/learning.py --seeds 0 --against grpo,dr_grpo,dapo,papo,drpo",
     "rates": "python benchmarks/learning.py --seeds 0 1 2 --against slower,faster",
     "looking": "python benchmarks/looking.py --seeds 0 1 2",
     "pipeline": "python benchmarks/pipeline.py",

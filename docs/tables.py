@@ -250,7 +250,7 @@ def _digits(value: float) -> str:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "about_learning": (("learning",), lambda learning: f"{_about(learning)}\n"),
     "learning": (("learning",), learning_table),
-    "against": (("against", "structure", "eight", "objectives", "clips", "once", "rates"), against_table),
+    "against": (("against", "structure", "eight", "objectives", "rates"), against_table),
     "looking": (("looking",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward", "forward_families", "forward_families_medium"), forward_table),
