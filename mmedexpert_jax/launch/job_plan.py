@@ -44,13 +44,13 @@ def describe(config: ConfigDict) -> str:
     lines = [f"job      {config.job} (preset {config.preset})"]
     counts: dict[str, Counter | str] = {}
     if "data" in config:
-        counts = _counts(config)
+        counts, images = _counts(config)
         if config.job == "evaluate":
             from mmedexpert_jax.medeval import eval_plan as evaluation
 
             lines += evaluation.describe(config)
         else:
-            lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
+            lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts, images))]
         if config.job == "ablation":
             lines += ablation.describe(config)
         lines += _needed(config, counts)
@@ -227,8 +227,7 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str
     if config.job == "ablation":  # projects its own, from the stages that are done
         return
     train = counts.get("train")
-    cases = {name: sum(n for key, n in found.items() if key != "image") if isinstance(found, Counter) else 0
-             for name, found in counts.items()}  # fmt: skip
+    cases = {name: found.total() if isinstance(found, Counter) else 0 for name, found in counts.items()}
     if config.job in ("dsa", "gba") and isinstance(train, Counter) and not config.plan_mesh:
         steps = budget.training_steps(config, train)
         step, rest = hours.measured(config, steps)
@@ -273,7 +272,7 @@ def _changed(config: ConfigDict) -> Iterator[str]:
 def brief(config: ConfigDict) -> str:
     """The needs of a job on the devices that are here, for a notebook's first cell. Raises ResourceError as `check`."""
     check(config)
-    return "\n".join(_needed(config, _counts(config)))
+    return "\n".join(_needed(config, _counts(config)[0]))
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -347,9 +346,10 @@ def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[st
         yield f"memory   not counted: {error}"
 
 
-def _counts(config: ConfigDict) -> dict[str, Counter | str]:
-    """Cases by specialty, and of those with images, for each split; the error's line where there are none."""
+def _counts(config: ConfigDict) -> tuple[dict[str, Counter | str], dict[str, int]]:
+    """Cases of each split by specialty, the error's line where there are none; how many of them have images."""
     found: dict[str, Counter | str] = {}
+    images: dict[str, int] = {}
     for split in SPLITS:
         try:
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
@@ -357,20 +357,20 @@ def _counts(config: ConfigDict) -> dict[str, Counter | str]:
             found[split] = str(error)
             continue
         found[split] = Counter(case.specialty for case in cases)
-        found[split]["image"] = sum(case.modality == "image" for case in cases)  # type: ignore[index]
-    return found
+        images[split] = sum(case.modality == "image" for case in cases)
+    return found, images
 
 
-def _census(counts: dict[str, Counter | str]) -> Iterator[str]:
+def _census(counts: dict[str, Counter | str], images: dict[str, int]) -> Iterator[str]:
     for split, found in counts.items():
         if isinstance(found, str):
             yield f"{split}: {found}"
             continue
-        total = sum(count for name, count in found.items() if name != "image")
+        total = found.total()
         parts = [f"{name} {found[name]}" for name in SPECIALTIES]
         if others := total - sum(found[name] for name in SPECIALTIES):
             parts.append(f"others {others}")
-        yield f"{split}: {total} ({', '.join(parts)}; {found['image']} with images)"
+        yield f"{split}: {total} ({', '.join(parts)}; {images[split]} with images)"
 
 
 def left(config: ConfigDict) -> list[ConfigDict]:

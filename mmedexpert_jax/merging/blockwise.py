@@ -4,11 +4,9 @@ Nothing larger than a few blocks is ever formed, so that memory does not grow wi
 depend on a tensor's shape alone: both passes over a tensor, a resumed merge and a nested one see the same numbers.
 """
 
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -38,6 +36,7 @@ from mmedexpert_jax.merging.vectors import (
     widened,
 )
 from mmedexpert_jax.rounding import cdiv
+from mmedexpert_jax.runtime.threads import cores, in_order
 
 # Entries: of a block; of files that are counted by one call; that one of several equal magnitudes is looked for in.
 BLOCK, RUN, PIECE = 1 << 18, 1 << 20, 1 << 15
@@ -48,18 +47,9 @@ REPORTED, ENTRIES = 4, 1 << 15
 GLOBAL = "*"  # key of the unit that is the whole model
 
 
-def workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def parallel(function: Callable, items: Sequence) -> Iterator:
     """Results in order, from as many threads as cores (numpy's loops release the interpreter)."""
-    if workers() == 1 or len(items) == 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers()) as pool:
-        yield from pool.map(function, items)
+    return in_order(function, items, min(cores(), len(items)))
 
 
 def spans(shape: tuple[int, ...], whole_rows: bool = False) -> list[tuple[int, int]]:

@@ -240,8 +240,7 @@ def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str 
     """Optimizer steps of one training, from its training cases by specialty: those of `specialty`, else the config's,
     else all."""
     specialty = specialty or config.get("specialty", "")
-    every = sum(count for name, count in train.items() if name != "image")  # own specialties are cases too
-    count = train.get(specialty, 0) if specialty in SPECIALTIES else every
+    count = train.get(specialty, 0) if specialty in SPECIALTIES else sum(train.values())  # own specialties too
     return config.steps or steps_of(config.epochs, count, _cases_per_step(config))
 
 
