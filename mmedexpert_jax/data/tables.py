@@ -108,7 +108,7 @@ def existing(path: Path) -> Path:
 
 
 def in_order(name: str) -> list[str | int]:
-    """What sorts names by their numbers: 2 before 10."""
+    """The key that sorts names by their numbers: 2 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
-PACKED = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
+ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
 HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
@@ -147,7 +147,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
         model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
-    memory: dict[str, Any] = {PACKED: 0}
+    memory: dict[str, Any] = {ROOM: 0}
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
     objective, own = Objective.from_config(config, files), estimator(config.advantage_scale, files)
@@ -178,9 +178,9 @@ def _step(
     if config.rollout_ahead:
         state = learner.ahead(state)
         rounds.begin(state, step + 1)
-    options = job.batches, config, job.micro_batch, learner.shards, state.memory[PACKED]
+    options = job.batches, config, job.micro_batch, learner.shards, state.memory[ROOM]
     minibatches, packed = _minibatches(rollout, *options)
-    state = dataclasses.replace(state, memory=state.memory | {PACKED: packed})
+    state = dataclasses.replace(state, memory=state.memory | {ROOM: packed})
     state, stats = learner.update(state, minibatches, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
     costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))

@@ -24,7 +24,7 @@ from mmedexpert_jax.runtime.run import finished
 from mmedexpert_jax.runtime.threads import in_order
 
 INSTALLED = ("mini", "smollm2")  # models of packages
-SWEEPS = ("pipeline", "ablation")  # jobs of several stages
+STAGED = ("pipeline", "ablation")  # jobs of several stages
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
 COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
@@ -88,7 +88,7 @@ def preflight(config: ConfigDict) -> None:
         return
     metrics.check_tracker(config.get("tracker", ""))
     trains = [config] if config.job in ("dsa", "gba") else []
-    if config.job in SWEEPS:
+    if config.job in STAGED:
         trains = [stage_config(config, job) for job in ("dsa", "gba") if job in config]
     for stage in trains:
         held_out = {stage.eval.split} if stage.eval.every >= 0 else set()
@@ -182,7 +182,7 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
     yield from (f"note     {line}" for line in beyond_positions(config))
     train = counts.get("train")
     kinds = {"": config} if config.job in ("dsa", "gba") else {}
-    if config.job in SWEEPS:
+    if config.job in STAGED:
         kinds = {f"{name}.": stage_config(config, name) for name in ("dsa", "gba")}
     for prefix, stage in kinds.items():
         # AdamW moves an entry by about lr a step, whatever the gradient: at 1e-6 a thousand steps move a LoRA factor
@@ -306,7 +306,7 @@ def check(config: ConfigDict) -> None:
 def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     """(prefix of its fields, config) of what is counted of a job: itself, or of its stages that are left the largest of
     each kind."""
-    if config.job in SWEEPS:
+    if config.job in STAGED:
         samples = max(config.evaluate.num_samples, config.diversity.num_samples if "diversity" in config else 1)
         largest: dict[str, dict[str, Any]] = {
             "dsa": {"specialty": "all"},
@@ -340,7 +340,7 @@ def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[st
     try:
         for prefix, stage in kinds.items():
             yield from budget.lines(stage, prefix, train)
-        if config.job in SWEEPS:
+        if config.job in STAGED:
             yield from _totals(config, {stage.job: stage for stage in kinds.values()}, train)
     except (DataError, RemoteError) as error:
         yield f"memory   not counted: {error}"

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from mmedexpert_jax.remote import Answers
     from mmedexpert_jax.runtime import Run
 
-KINDS = ("local", "chat", "batch")
-
 
 def make_teacher(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tuple[str, "Teacher"]]:
     """A function that makes the teacher, or judge, that a config group describes: (group, store) -> name, teacher."""

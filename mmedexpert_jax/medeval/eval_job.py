@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.benchmarks.registry import entry_parts
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval import conditions
-from mmedexpert_jax.medeval.ask import Asker, ProcessShard, questions
+from mmedexpert_jax.medeval.ask import Asker, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
 from mmedexpert_jax.medeval.controls import variants
@@ -141,9 +142,8 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
     """The benchmarks by their entry's name, subset and split; `say` takes what was counted in each."""
     loaded = {}
     for entry in config.benchmarks:
-        key, _, source = entry.partition("=")
-        rest, _, split = key.partition("@")
-        name, _, subset = rest.partition(":")
+        key = entry.partition("=")[0]
+        name, subset, split, source = entry_parts(entry)
         if name == MINI:
             source = source or ("" if config.data.path == "mini" else config.data.path)
             split = split or config.split
@@ -248,8 +248,8 @@ def _evaluate(
     with AnswerLog(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
         if answers.broken:
             print(f"{folder}: {answers.broken} broken lines left out; their questions are asked again", flush=True)
-        shard = ProcessShard(config.process, config.processes)
-        asker = Asker(backend, answers, generation(config), config.num_samples, shard, bar.update)
+        number, of = config.process, config.processes
+        asker = Asker(backend, answers, generation(config), config.num_samples, number, of, bar.update)
         if config.skip_broken:
             asker.refuse = lambda name, error: refused.append(str(error))
         found = asker.ask(asked)

@@ -28,7 +28,6 @@ from mmedexpert_jax.merging.vectors import (
     FLOATS,
     Expert,
     Parts,
-    as_float,
     assembled,
     factor_gram,
     flat,
@@ -190,14 +189,14 @@ class Merge:
             for k, (above, frequent, at) in enumerate(counted, first):
                 stored, (weights, deltas) = base[start:][at], parts[k]
                 few = None if weights is None else weights[start:][at], [delta[at] for delta in deltas]
-                vector = vector_of(few, stored, as_float(stored), None if stretch is None else stretch[k])
+                vector = vector_of(few, stored, stored.astype(np.float32), None if stretch is None else stretch[k])
                 found[k] = above, frequent, np.abs(vector).view(np.int32)
         return {row: found[row] for row in brackets}
 
     def vectors(self, name: str, start: int, stop: int, some: slice = slice(None)) -> Iterator[np.ndarray]:
         """A block of some task vectors, [m] float32 each, made one after the other."""
         stored = flat(self.base[name])[start:stop]
-        base, stretch, experts = as_float(stored), self.stretch(name), self.experts[some]
+        base, stretch, experts = stored.astype(np.float32), self.stretch(name), self.experts[some]
         factors = [None] * len(experts) if stretch is None else stretch[some]
         for expert, factor in zip(experts, factors, strict=True):
             yield vector_of(expert.parts(name, start, stop), stored, base, factor)
@@ -205,7 +204,7 @@ class Merge:
     def read(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
         tensor = self.base[name]
-        base, vectors = as_float(flat(tensor)[start:stop]), np.stack(list(self.vectors(name, start, stop)))
+        base, vectors = flat(tensor)[start:stop].astype(np.float32), np.stack(list(self.vectors(name, start, stop)))
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
@@ -219,7 +218,7 @@ class Merge:
             raise ConfigError(f"{self.how(name).method} weighs by Fisher information; expert {unknown[0]} has none")
         zero = np.broadcast_to(np.float32(0), self.base[name].size)
         known = [expert.fisher.get(name) for expert in self.experts if expert.fisher is not None]
-        return [as_float((zero if one is None else flat(one))[entries]) for one in known]
+        return [(zero if one is None else flat(one))[entries].astype(np.float32) for one in known]
 
     def block(
         self, name: str, start: int, stop: int, dtype: Any | None = None, measured: int = 0
@@ -276,7 +275,7 @@ class Merge:
         if name not in self.touched:
             return None
         how = self.how(name)
-        base = as_float(flat(self.base[name])[index])
+        base = flat(self.base[name])[index].astype(np.float32)
         vectors = np.stack([expert.sample(name, index, base) for expert in self.experts])
         if (stretch := self.stretch(name)) is not None:
             vectors *= stretch[:, None]
@@ -539,7 +538,7 @@ class TensorUnit:
             if low == high or name not in self.merge.touched:
                 continue
             own = index[low:high] - offset
-            base = as_float(flat(self.merge.base[name])[own])
+            base = flat(self.merge.base[name])[own].astype(np.float32)
             for row, expert in zip(values, self.merge.experts, strict=True):
                 row[low:high] = expert.sample(name, own, base)
             if (stretch := self.merge.stretch(name)) is not None:

@@ -115,7 +115,7 @@ def karcher(gram: Array, weights: Array, max_iter: float = 10, tol: float = 1e-5
 def model_stock(gram: Array, weights: Array) -> Array:
     """t times the average of the vectors, t = K cos / (1 + (K - 1) cos) with the mean cosine of all pairs.
 
-    Source: Jang et al. 2024 (arXiv 2403.19522), equation 6, per tensor as in mergekit `model_stock`; needs K >= 2 and
+    Source: equation 6 of Jang et al. 2024 (arXiv 2403.19522), per tensor as in mergekit `model_stock`; needs K >= 2 and
     knows no weights. Where the denominator vanishes, the base stays.
     """
     return stock_coefficients(gram[..., None])[:, 0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data.case import SPLITS
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
@@ -144,7 +145,7 @@ class Factory:
                 hashes = dataset_build.write(target, splits)
                 facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
                 made = dataset_card.manifest(splits, hashes, facts, settings, rows, config.reviewed)
-                files.write_text(target / "manifest.json", dataset_card.dumps(made))
+                border.write_json(target / "manifest.json", made)
                 files.write_text(
                     target / "README.md", dataset_card.write(splits, hashes, made, self.store.fact("collection") or [])
                 )

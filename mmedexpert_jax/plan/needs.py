@@ -89,7 +89,7 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
 def abstract_params(shape: ModelConfig, dtype: str, quantize: str = "none") -> dict:
     """The parameters' names, shapes and dtype, as load_policy gives them."""
     kind = jnp.dtype(dtype)
-    params = nest({name: jax.ShapeDtypeStruct(size, kind) for name, size in tensor_shapes(shape).items()})
+    params = nest({name: jax.ShapeDtypeStruct(dims, kind) for name, dims in tensor_shapes(shape).items()})
     return params if quantize == "none" else quantise_params(params, quantize)
 
 

@@ -60,7 +60,7 @@ class SoftTokens:
 
     @property
     def soft_tokens(self) -> int:
-        """Of a square."""
+        """Soft tokens of a square."""
         return (self.size // self.patch_size // self.merge_size) ** 2
 
     @classmethod
@@ -150,7 +150,7 @@ class NoPictures:
     patch_dim: int = 1
 
     def parts(self, image: Image.Image) -> list[Image.Image]:
-        """None."""
+        """An empty list."""
         return []
 
     def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
@@ -162,11 +162,11 @@ class NoPictures:
         return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
-        """None."""
+        """No rows: [0, 2]."""
         return np.zeros((0, 2), np.int32)
 
     def to_hf(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty object."""
         return {}
 
 

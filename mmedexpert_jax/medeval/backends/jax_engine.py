@@ -1,4 +1,4 @@
-"""Answers by this project's engine: checkpoints of the Qwen2-VL family, run directories and adapters."""
+"""Answers by this project's engine: checkpoints of `models.FAMILIES`, run directories and adapters."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
