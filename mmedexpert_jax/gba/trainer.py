@@ -30,7 +30,7 @@ from mmedexpert_jax.gba.own_functions import Files
 from mmedexpert_jax.gba.padding import PromptSize
 from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
-from mmedexpert_jax.gba.split import micro_batch, packed_length
+from mmedexpert_jax.gba.split import micro_batch, packed_length, refills
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.engine import Engine, Settings
@@ -140,7 +140,7 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
         guidelines, steps = _order(config, cases, levels, processor, known)
     shards = row_shards(mesh)
     size = micro_batch(config, shards)
-    rounds = steps * (1 + _refills(config))
+    rounds = steps * (1 + refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
     batches = Batches(processor, guidelines, rounds, size, limit, shards, minibatches, known)
     with doing(f"loading {config.model.path}"):
@@ -284,7 +284,7 @@ def _order(
         steps = config.steps or guidelines.steps(config.epochs)
         if config.overlong == "error":
             return guidelines, steps
-        rounds = steps * (1 + _refills(config))
+        rounds = steps * (1 + refills(config))
         found = overlong(processor, guidelines, rounds, config.max_prompt_length, known)
         gone |= found
         if not found or len(gone) == len(cases):
@@ -327,15 +327,10 @@ def _guidelines(config: ConfigDict, cases: list[Case], levels: Difficulties = No
     )
 
 
-def _refills(config: ConfigDict) -> int:
-    """Rollouts that a step may add to its own."""
-    return config.refill_rounds if config.zero_variance == "refill" else 0
-
-
 def _wants_more(done: list[Round], config: ConfigDict) -> bool:
     """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
     differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
-    return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
+    return not done or (len(done) <= refills(config) and differing < config.prompts_per_step)
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:

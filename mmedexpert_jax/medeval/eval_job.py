@@ -279,13 +279,11 @@ def _judge(
     from mmedexpert_jax import remote
     from mmedexpert_jax.medeval import rubric_judge
     from mmedexpert_jax.medeval.judge import judge
+    from mmedexpert_jax.remote.protocol import endpoint
 
-    fields = config.judge.to_dict()
-    what = fields.pop("what")
-    endpoint = remote.Endpoint(temperature=0.0, **fields)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(remote.Answers(folder / "judge.sqlite")) as history:
-        client = remote.Client(endpoint, history, run.interrupted)
+        client = remote.Client(endpoint(config.judge, temperature=0.0), history, run.interrupted)
         allowed = partial(
             sendable_requests,
             receiver=f"the judge ({key}, {target.name})",
@@ -294,7 +292,8 @@ def _judge(
         )
         items = {case.id: case for case in cases}
         say = partial(print, f"{target.name}, {key}:", flush=True)
-        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed, say), allowed)
+        judged = judge(client, items, found, config.judge.what, allowed, say)
+        graded = rubric_judge.grade(client, items, judged, allowed)
         if not graded.rows:
             raise RemoteError(
                 f"{config.judge.model} graded none of {len(found.rows)} answers of {target.name} to {key}: its replies "

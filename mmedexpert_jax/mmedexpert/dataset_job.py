@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data.case import SPLITS
-from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
+from mmedexpert_jax.errors import ConfigError, DataError, stop_if
 from mmedexpert_jax.mmedexpert import (
     dataset_build,
     dataset_card,
@@ -196,8 +196,7 @@ def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:
     """
     with private(), contextlib.closing(Factory(config, run, make_teacher)) as factory:
         for stage in (name for name in STAGES if name in config.stages):
-            if signum := run.interrupted():
-                raise Interrupted(f"stopped before {stage}; the same command resumes", signum)
+            stop_if(run.interrupted, f"stopped before {stage}; the same command resumes")
             getattr(factory, stage)()
         if "build" not in config.stages:
             run.finish(run.summary)

@@ -259,8 +259,7 @@ def tokens_per_step(config: ConfigDict) -> int:
     if config.job == "pretrain":  # two completions of each prompt
         return config.prompts_per_step * (config.max_prompt_length + 2 * config.max_new_tokens)
     completions = config.prompts_per_step * config.num_samples * config.max_new_tokens
-    rounds = 1 + (config.refill_rounds if config.zero_variance == "refill" else 0)
-    return rounds * (split.prompts(config) * config.max_prompt_length + completions)
+    return (1 + split.refills(config)) * (split.prompts(config) * config.max_prompt_length + completions)
 
 
 def _listed(parts: dict[str, int]) -> str:
