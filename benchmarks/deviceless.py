@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--kind", choices=list(deviceless.GPUS), default="h100")
+    parser.add_argument("--kind", choices=list(deviceless.TARGETS), default="h100")
     parser.add_argument("--rank", type=int, default=0, help="of a LoRA in all linear layers; 0: none")
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
     parser.add_argument("--kernels", action="store_true")

@@ -181,7 +181,7 @@ def main() -> None:
     args = parser.parse_args()
     flat = deviceless.mesh(args.kind, int(np.prod(args.mesh)))
     mesh = Mesh(flat.devices.reshape(args.mesh), AXES, axis_types=(AxisType.Auto,) * 3)
-    gpu, found = args.kind in deviceless.GPUS, {}
+    gpu, found = args.kind in deviceless.TARGETS, {}
     if not gpu:  # libtpu then tries fewer schedules and layouts: a third of the time
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     with fused.traced_for(deviceless.capability(args.kind)):

@@ -22,9 +22,10 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure as Canvas
@@ -105,7 +106,7 @@ def learning_image(path: Path, learning: dict) -> None:
     groups: dict[str, list] = {}
     for run in learning["result"]["runs"]:
         groups.setdefault(run["group"], []).append(run["curve"])
-    plots.learning_curve(groups, path)
+    learning_curve(groups, path)
 
 
 def ahead_image(path: Path, against: dict) -> None:
@@ -114,7 +115,7 @@ def ahead_image(path: Path, against: dict) -> None:
     for run in against["result"]["runs"]:
         if run["group"] in ("GBA", "rollouts a step ahead"):
             groups.setdefault(run["group"], []).append(run["curve"])
-    plots.learning_curve(groups, path, held_out="", title="GBA on-policy and a step off")
+    learning_curve(groups, path, held_out="", title="GBA on-policy and a step off")
 
 
 def modalities_image(path: Path, looking: dict) -> None:
@@ -124,7 +125,62 @@ def modalities_image(path: Path, looking: dict) -> None:
         names = {f"modalities/{modality}/accuracy": "accuracy", f"eval/accuracy/{modality}": "held_out", "step": "step"}
         curves = looking["result"]["curves"]
         groups[label] = [[{names[key]: row[key] for key in row if key in names} for row in rows] for rows in curves]
-    plots.learning_curve(groups, path, "accuracy", "held_out", "GBA by modality")
+    learning_curve(groups, path, "accuracy", "held_out", "GBA by modality")
+
+
+def learning_curve(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    path: str | Path,
+    metric: str = "rewards/accuracy/mean",
+    held_out: str = "eval/accuracy",
+    title: str = "Accuracy while training",
+    unit: str = "share of right answers",
+) -> Path:
+    """Draws the mean over seeds and the band from the lowest to the highest, one colour for each label.
+
+    Args:
+        runs: label to the metrics of its seeds, as `metrics.read` gives them.
+        metric: smoothed, drawn as a line with a band.
+        held_out: drawn as points with whiskers; "" for none.
+        title: over the figure.
+        unit: of the vertical axis.
+    """
+    figure, axes = plots.blank(title, unit)
+    for (label, rows), colour in zip(runs.items(), plots.COLOURS, strict=False):
+        count = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
+        steps, low, mean, high = _band([_smoothed(seed, metric) for seed in rows])
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
+        axes.plot(steps, mean, color=colour, lw=2, label=f"{label}, training prompts{count}")
+        steps, low, mean, high = _band([dict(zip(*plots.series(seed, held_out), strict=True)) for seed in rows])
+        if steps:
+            below, above = ([abs(m - e) for m, e in zip(mean, edge, strict=True)] for edge in (low, high))
+            axes.errorbar(
+                steps,
+                mean,
+                yerr=[below, above],
+                fmt="o--",
+                color=colour,
+                lw=1,
+                ms=5,
+                capsize=3,
+                label=f"{label}, held out",
+            )
+    return plots.save(figure, axes, Path(path), legend="outside lower center")
+
+
+def _smoothed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    steps, values = plots.series(rows, name)
+    return dict(zip(steps, plots.ema(values), strict=True))
+
+
+def _band(seeds: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that every seed has, and the lowest, mean and highest value at each."""
+    steps = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
+    columns = [[seed[step] for seed in seeds] for step in steps]
+    return steps, [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
+
+
+CURVES = (learning_curve, _smoothed, _band)  # what images of runs are drawn with
 
 
 def panel_image(path: Path, ablation: dict) -> None:
@@ -206,7 +262,7 @@ def record(name: str, line: str) -> None:
 def digest(figure: Figure) -> str:
     """Of the results and of the code that draws."""
     parts = [(RESULTS / f"{name}.json").read_text(encoding="utf-8") for name in figure.results]
-    code = [inspect.getsource(part) for part in (figure.make, ablation_result.draw, plots)]
+    code = [inspect.getsource(part) for part in (figure.make, *CURVES, ablation_result.draw, plots)]
     return hashlib.sha256("\n".join([*code, *parts]).encode()).hexdigest()
 
 

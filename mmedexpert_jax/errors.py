@@ -1,6 +1,7 @@
 """Errors a user can cause. Each is one line that names the file, row or key, and the fix."""
 
 import re
+from collections.abc import Callable
 
 _LOGIN = re.compile(r":(//?)[^/?#\s]*@")  # one slash is left of two where the URL was taken for a path
 
@@ -71,3 +72,9 @@ class Interrupted(UserError):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def stop_if(interrupted: Callable[[], int | None], text: str) -> None:
+    """Raises Interrupted with a text where `interrupted` gives the number of a signal that came."""
+    if signum := interrupted():
+        raise Interrupted(text, signum)

@@ -500,31 +500,31 @@ def _read_config(file: Path) -> dict[str, Any]:
         if key not in config:
             raise DataError(f"{file}: key {key} is missing")
         if not valid(config[key]):
-            raise DataError(f"{file}: {key}={border.cut(repr(config[key]))} is no finite number above 0")
+            raise DataError(f"{file}: {key}={border.shown(config[key])} is no finite number above 0")
     for key, valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict) or not all(map(valid, pattern.values())):
-            raise DataError(f"{file}: {key}={border.cut(repr(pattern))} is no object of finite numbers above 0")
+            raise DataError(f"{file}: {key}={border.shown(pattern)} is no object of finite numbers above 0")
     saved = config.get("modules_to_save") or []
     if not _is_names(saved):
-        raise DataError(f"{file}: modules_to_save={border.cut(repr(saved))} is no list of modules' names")
+        raise DataError(f"{file}: modules_to_save={border.shown(saved)} is no list of modules' names")
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         if not _is_names(config.get(key) or []) and not _is_expression(config[key]):
             raise DataError(
-                f"{file}: {key}={border.cut(repr(config[key]))} is no list and no regular expression of modules' names"
+                f"{file}: {key}={border.shown(config[key])} is no list and no regular expression of modules' names"
             )
     layers = config.get("layers_to_transform")
     if not isinstance(layers, int | None) and not (
         isinstance(layers, list) and all(type(layer) is int for layer in layers)
     ):
-        raise DataError(f"{file}: layers_to_transform={border.cut(repr(layers))} is no list of layers' numbers")
+        raise DataError(f"{file}: layers_to_transform={border.shown(layers)} is no list of layers' numbers")
     if not isinstance(config.get("use_rslora") or False, bool):
-        raise DataError(f"{file}: use_rslora={border.cut(repr(config['use_rslora']))} is not true or false")
+        raise DataError(f"{file}: use_rslora={border.shown(config['use_rslora'])} is not true or false")
     for key, value in config.items():
         plain = value in _PLAIN[key] if key in _PLAIN else key in _HARMLESS or value in (None, False, [], {}, "")
         if not plain:
             fix = "only plain LoRA is, merge it with peft first"
-            raise DataError(f"{file}: {key}={border.cut(repr(value))} is not supported: {fix}")
+            raise DataError(f"{file}: {key}={border.shown(value)} is not supported: {fix}")
     return config
 
 
@@ -554,9 +554,7 @@ def _pattern(config: dict[str, Any], key: str, module: str, default: str) -> flo
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise DataError(
-                f"adapter_config.json: {key}: {border.cut(repr(pattern))} is no regular expression"
-            ) from error
+            raise DataError(f"adapter_config.json: {key}: {border.shown(pattern)} is no regular expression") from error
     return config[default]
 
 

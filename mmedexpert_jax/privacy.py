@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, IptcImagePlugin
 
 from mmedexpert_jax.processing import medical, nifti
 
-MODES = ("report", "redact", "refuse")
+MODES = {"report": "sent as they are", "redact": "redacted before they are sent", "refuse": "not sent"}
 BLIND = (
     "Not seen: text burned into pixels (ultrasound, screenshots, scanned paper), a face in a photograph or a volume, "
     "names without a title or label, web addresses, ids of rows and file names, rare findings that identify by "
@@ -113,12 +113,12 @@ PATTERNS: dict[str, re.Pattern] = {
     ),
 }
 # DICOM attributes that identify, beside all of the types person name, date and date-time
-DICOM = (
-    "PatientID OtherPatientIDs PatientAddress PatientTelephoneNumbers PatientMotherBirthName AccessionNumber StudyID "
-    "InstitutionName InstitutionAddress InstitutionalDepartmentName StationName DeviceSerialNumber "
-    "MilitaryRank EthnicGroup Occupation AdditionalPatientHistory PatientComments ImageComments"
+_DICOM = (
+    *("PatientID", "OtherPatientIDs", "PatientAddress", "PatientTelephoneNumbers", "PatientMotherBirthName"),
+    *("AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName"),
+    *("StationName", "DeviceSerialNumber", "MilitaryRank", "EthnicGroup", "Occupation", "AdditionalPatientHistory"),
+    *("PatientComments", "ImageComments"),
 )
-_DICOM = tuple(DICOM.split())
 _EXIF = (
     *("Artist", "Copyright", "ImageDescription", "UserComment", "DateTime", "DateTimeOriginal", "CameraOwnerName"),
     *("BodySerialNumber", "XPAuthor", "XPComment", "XPTitle", "XPSubject", "HostComputer", "ImageUniqueID"),
@@ -220,8 +220,8 @@ def line(rows: Mapping[str, Sequence[Found]], receiver: str, mode: str) -> str:
         return ""
     kinds = ", ".join(f"{one['kind']} in {one['rows']}" for one in counts(held.values()))
     some = ", ".join(list(held)[:5]) + (" ..." if len(held) > 5 else "")
-    done = {"report": "sent as they are", "redact": "redacted before they are sent", "refuse": "not sent"}[mode]
-    return f"privacy: {len(held)} of {len(rows)} rows for {receiver} may identify a person ({kinds}); {done}: {some}"
+    said = f"privacy: {len(held)} of {len(rows)} rows for {receiver} may identify a person ({kinds})"
+    return f"{said}; {MODES[mode]}: {some}"
 
 
 def counts(rows: Iterable[Sequence[Found]]) -> list[dict[str, str | int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import ELSEWHERE
-from mmedexpert_jax.config.job_config import flatten, known, locate, presets_of, split_spec
+from mmedexpert_jax.config.job_config import flatten, is_field, locate, presets_of, split_spec
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
@@ -28,7 +28,6 @@ class Flags:
     # (dotted key, value) in the order of the command line, files first; a later pair wins. Values are strings from the
     # command line, anything JSON has from a file, and True for `--config.key` without a value.
     overrides: list[tuple[str, Any]] = field(default_factory=list)
-    debug: bool = False  # show tracebacks
     list_config: bool = False  # print the config's fields instead of running
     help: bool = False  # print the usage instead of running
     version: bool = False  # print the version instead of running
@@ -84,7 +83,7 @@ def _value(rest: list[str]) -> str | bool:
 def _field_called(name: str) -> str:
     """The dotted key of a field that users of this or another tool call `name`; empty where there is none."""
     name = name.replace("-", "_")
-    return ELSEWHERE.get(name.lower(), "").partition(" ")[0] or (name if known(name) else "")
+    return ELSEWHERE.get(name.lower(), "").partition(" ")[0] or (name if is_field(name) else "")
 
 
 def _not_understood(argument: str, following: str, config: str) -> str:

@@ -164,14 +164,9 @@ def field_of(key: str, job: str = "") -> Field:
     return _facts(job).get(key) or _anywhere(key) or Field()
 
 
-def known(key: str) -> bool:
+def is_field(key: str) -> bool:
     """True for a dotted key that ends as a field of some job does."""
     return _anywhere(key) is not None
-
-
-def resumes(key: str, job: str = "") -> str:
-    """Changes that a resumed run may make to a field: "" (not), "free" or "grows"."""
-    return field_of(key, job).resume
 
 
 def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:

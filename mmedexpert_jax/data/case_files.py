@@ -90,7 +90,7 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
             file; or "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no
             specialty. Rows are of the schema KEYS or of one of `forms.FORMS`.
         split: name of the split; ignored where `path` is a file or a benchmark.
-        specialty: keep this specialty only (paper section 3.3); None keeps all.
+        specialty: keep this specialty only (D_k of equation 1); None keeps all.
         limit: keep at most so many cases, the specialties in turn; 0 keeps all.
         seed: of the choice that `limit` makes.
 

@@ -20,6 +20,7 @@ from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, clean
+from mmedexpert_jax.report.text_tables import markdown
 
 SHOWN = 5  # rows named of each fault
 # Columns of spreadsheets and published sets that `case_files.ALIASES`, the keys which a set may nearly have, lacks.
@@ -41,10 +42,12 @@ SLICES = 8  # of a volume, where a converter has to choose; its line says where 
 
 def schema_table() -> str:
     """The keys of a row as a Markdown table, from `case_files.KEYS`."""
-    lines = ["| key | value | needed | meaning |", "| --- | --- | --- | --- |"]
-    for key, (value, needed, meaning) in case_files.KEYS.items():
-        lines.append(f"| `{key}` | {value} | {'yes' if needed else 'no'} | {meaning} |")
-    return "\n".join(lines)
+    return markdown(
+        [
+            {"key": f"`{key}`", "value": value, "needed": "yes" if needed else "no", "meaning": meaning}
+            for key, (value, needed, meaning) in case_files.KEYS.items()
+        ]
+    ).rstrip("\n")
 
 
 # ---------------------------------------------------------------------------------------------- example

@@ -137,17 +137,15 @@ def report_sent(cases: Sequence[Case], texts: Sequence[str], reported: set[str],
 
 def endpoint_of(config: ConfigDict, name: str, max_tokens: int) -> Any:
     """The endpoint of a group of `config.rewards`. Raises ConfigError: no URL or model, no such key."""
-    from mmedexpert_jax import remote
+    from mmedexpert_jax.remote.protocol import endpoint
 
-    group = config.rewards[name].to_dict()
+    group = config.rewards[name]
     for key in ("url", "model"):
         if not group[key]:
             raise ConfigError(f"config.rewards.{name}.{key} is empty; name the {key}, or a model in process as path")
-    known = ("url", "model", "key_env", "concurrency", "budget", "price_input", "price_output", "timeout")
-    fields = {key: group[key] for key in known if key in group}
-    endpoint = remote.Endpoint(temperature=0.0, max_tokens=max_tokens, **fields)
-    endpoint.key()
-    return endpoint
+    found = endpoint(group, temperature=0.0, max_tokens=max_tokens)
+    found.key()
+    return found
 
 
 def name_of(path: str, config: ConfigDict) -> str:

@@ -1,4 +1,4 @@
-"""The policy of a GBA run: how it samples, and the loss of equation 5."""
+"""The policy of a GBA run: how it samples, and its update by `objective.policy_loss`."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -167,7 +167,7 @@ class PolicyLearner(train.Learner):
         return completion_logprobs(self._model, policy.params, micro.batch, micro.tokens, micro.lengths, **options)
 
     def _terms(self, policy: Policy, base: Policy, micro: PolicyBatch) -> Terms:
-        """The loss of equation 5 with clip and KL, and statistics of the completions."""
+        """`objective.policy_loss` of its rows, and statistics of the completions."""
         config, old = self._config, micro.old_logprobs
         reference = micro.reference
         if config.beta and reference is None:

@@ -168,7 +168,7 @@ def _custom(spec: str, files: Files) -> WeightedReward:
     return reward
 
 
-def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence[str], field: str) -> None:
+def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence[str], place: str) -> None:
     """Raises ConfigError where a function cannot be called as it will be, at the first step, or has the names of what
     another trainer gives it."""
     try:
@@ -182,7 +182,7 @@ def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence
             raise TypeError(f"it takes {min(theirs)}, as rewards of another trainer do")
     except TypeError as error:
         raise ConfigError(
-            f"{field}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"
+            f"{place}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"
         ) from None
 
 

@@ -17,6 +17,11 @@ def prompts(config: ConfigDict, groups: int = 0) -> int:
     return (groups or config.prompts_per_step) * (config.paradigms_per_query if config.group_by == "query" else 1)
 
 
+def refills(config: ConfigDict) -> int:
+    """Rollouts that a step may add to its own."""
+    return config.refill_rounds if config.zero_variance == "refill" else 0
+
+
 def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
     """Prompts of one gradient on each device: `micro_batch`, or all of a minibatch.
 

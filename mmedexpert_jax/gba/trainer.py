@@ -30,7 +30,7 @@ from mmedexpert_jax.gba.own_functions import Files
 from mmedexpert_jax.gba.padding import PromptSize
 from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
-from mmedexpert_jax.gba.split import micro_batch, packed_length
+from mmedexpert_jax.gba.split import micro_batch, packed_length, refills
 from mmedexpert_jax.models import Model, flops, load_policy, load_processor
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout.engine import Engine, Settings
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
-PACKED = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
+ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
 HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
@@ -140,14 +140,14 @@ def _prepare(config: ConfigDict, folder: Path) -> Job:
         guidelines, steps = _order(config, cases, levels, processor, known)
     shards = row_shards(mesh)
     size = micro_batch(config, shards)
-    rounds = steps * (1 + _refills(config))
+    rounds = steps * (1 + refills(config))
     limit, minibatches = config.max_prompt_length, config.minibatches
     batches = Batches(processor, guidelines, rounds, size, limit, shards, minibatches, known)
     with doing(f"loading {config.model.path}"):
         model, params, under, _ = network()
     ban, samples = processor.special_vision_ids, guidelines.samples_per_prompt
     specialties = sorted({case.specialty for case in cases})
-    memory: dict[str, Any] = {PACKED: 0}
+    memory: dict[str, Any] = {ROOM: 0}
     if config.advantage_weights != "equal":
         memory[DOMAINS] = new_counts(len(specialties))
     objective, own = Objective.from_config(config, files), estimator(config.advantage_scale, files)
@@ -178,9 +178,9 @@ def _step(
     if config.rollout_ahead:
         state = learner.ahead(state)
         rounds.begin(state, step + 1)
-    options = job.batches, config, job.micro_batch, learner.shards, state.memory[PACKED]
+    options = job.batches, config, job.micro_batch, learner.shards, state.memory[ROOM]
     minibatches, packed = _minibatches(rollout, *options)
-    state = dataclasses.replace(state, memory=state.memory | {PACKED: packed})
+    state = dataclasses.replace(state, memory=state.memory | {ROOM: packed})
     state, stats = learner.update(state, minibatches, rollout.num_tokens)  # equation 5
     clocks = _clocks(began, sampled, rollout)
     costs.count(clocks["step_time"], rollout.num_read, _flops(rollout, job.model, learner, config))
@@ -284,7 +284,7 @@ def _order(
         steps = config.steps or guidelines.steps(config.epochs)
         if config.overlong == "error":
             return guidelines, steps
-        rounds = steps * (1 + _refills(config))
+        rounds = steps * (1 + refills(config))
         found = overlong(processor, guidelines, rounds, config.max_prompt_length, known)
         gone |= found
         if not found or len(gone) == len(cases):
@@ -327,15 +327,10 @@ def _guidelines(config: ConfigDict, cases: list[Case], levels: Difficulties = No
     )
 
 
-def _refills(config: ConfigDict) -> int:
-    """Rollouts that a step may add to its own."""
-    return config.refill_rounds if config.zero_variance == "refill" else 0
-
-
 def _wants_more(done: list[Round], config: ConfigDict) -> bool:
     """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
     differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
-    return not done or (len(done) <= _refills(config) and differing < config.prompts_per_step)
+    return not done or (len(done) <= refills(config) and differing < config.prompts_per_step)
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import table3
 from mmedexpert_jax.launch.pipeline import stop_if_asked
 from mmedexpert_jax.launch.stage_cache import Stages, Task, stage_lock
-from mmedexpert_jax.launch.table3 import AblationRow, Stage, StageModel
+from mmedexpert_jax.launch.table3 import AblationRow, Stage
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -74,12 +74,12 @@ def rows(config: ConfigDict) -> tuple[AblationRow, ...]:
     return tuple(row for row in known if not config.rows or row.name in config.rows)
 
 
-def greedy(config: ConfigDict, model: StageModel) -> Stage:
+def greedy(config: ConfigDict, model: Stage | None) -> Stage:
     """The evaluation behind a row's accuracy."""
     return Stage("evaluate", {"limit": config.questions or config.limit}, model)
 
 
-def sampled(config: ConfigDict, model: StageModel) -> Stage:
+def sampled(config: ConfigDict, model: Stage | None) -> Stage:
     """The evaluation behind a row's diversity: several answers to each of some items."""
     settings = config.diversity
     fields = {"num_samples": settings.num_samples, "temperature": settings.temperature}

@@ -147,7 +147,7 @@ def expand(argv: list[str]) -> list[str]:
 def _is_value(flag: str, argument: str, chosen: bool) -> bool:
     """True for a word that is the value of the flag before it, and no field (a switch may stand before one) or job."""
     name, equals, _ = argument.partition("=")
-    if not flag or argument.startswith("-") or (equals and configs.known(name)):
+    if not flag or argument.startswith("-") or (equals and configs.is_field(name)):
         return False
     return chosen or not flag.startswith("--config.")
 

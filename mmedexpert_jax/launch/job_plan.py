@@ -24,7 +24,7 @@ from mmedexpert_jax.runtime.run import finished
 from mmedexpert_jax.runtime.threads import in_order
 
 INSTALLED = ("mini", "smollm2")  # models of packages
-SWEEPS = ("pipeline", "ablation")  # jobs of several stages
+STAGED = ("pipeline", "ablation")  # jobs of several stages
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
 COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
@@ -44,13 +44,13 @@ def describe(config: ConfigDict) -> str:
     lines = [f"job      {config.job} (preset {config.preset})"]
     counts: dict[str, Counter | str] = {}
     if "data" in config:
-        counts = _counts(config)
+        counts, images = _counts(config)
         if config.job == "evaluate":
             from mmedexpert_jax.medeval import eval_plan as evaluation
 
             lines += evaluation.describe(config)
         else:
-            lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts))]
+            lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts, images))]
         if config.job == "ablation":
             lines += ablation.describe(config)
         lines += _needed(config, counts)
@@ -88,7 +88,7 @@ def preflight(config: ConfigDict) -> None:
         return
     metrics.check_tracker(config.get("tracker", ""))
     trains = [config] if config.job in ("dsa", "gba") else []
-    if config.job in SWEEPS:
+    if config.job in STAGED:
         trains = [stage_config(config, job) for job in ("dsa", "gba") if job in config]
     for stage in trains:
         held_out = {stage.eval.split} if stage.eval.every >= 0 else set()
@@ -182,7 +182,7 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
     yield from (f"note     {line}" for line in beyond_positions(config))
     train = counts.get("train")
     kinds = {"": config} if config.job in ("dsa", "gba") else {}
-    if config.job in SWEEPS:
+    if config.job in STAGED:
         kinds = {f"{name}.": stage_config(config, name) for name in ("dsa", "gba")}
     for prefix, stage in kinds.items():
         # AdamW moves an entry by about lr a step, whatever the gradient: at 1e-6 a thousand steps move a LoRA factor
@@ -227,8 +227,7 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str
     if config.job == "ablation":  # projects its own, from the stages that are done
         return
     train = counts.get("train")
-    cases = {name: sum(n for key, n in found.items() if key != "image") if isinstance(found, Counter) else 0
-             for name, found in counts.items()}  # fmt: skip
+    cases = {name: found.total() if isinstance(found, Counter) else 0 for name, found in counts.items()}
     if config.job in ("dsa", "gba") and isinstance(train, Counter) and not config.plan_mesh:
         steps = budget.training_steps(config, train)
         step, rest = hours.measured(config, steps)
@@ -273,7 +272,7 @@ def _changed(config: ConfigDict) -> Iterator[str]:
 def brief(config: ConfigDict) -> str:
     """The needs of a job on the devices that are here, for a notebook's first cell. Raises ResourceError as `check`."""
     check(config)
-    return "\n".join(_needed(config, _counts(config)))
+    return "\n".join(_needed(config, _counts(config)[0]))
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -307,7 +306,7 @@ def check(config: ConfigDict) -> None:
 def stages(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     """(prefix of its fields, config) of what is counted of a job: itself, or of its stages that are left the largest of
     each kind."""
-    if config.job in SWEEPS:
+    if config.job in STAGED:
         samples = max(config.evaluate.num_samples, config.diversity.num_samples if "diversity" in config else 1)
         largest: dict[str, dict[str, Any]] = {
             "dsa": {"specialty": "all"},
@@ -341,15 +340,16 @@ def _needed(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[st
     try:
         for prefix, stage in kinds.items():
             yield from budget.lines(stage, prefix, train)
-        if config.job in SWEEPS:
+        if config.job in STAGED:
             yield from _totals(config, {stage.job: stage for stage in kinds.values()}, train)
     except (DataError, RemoteError) as error:
         yield f"memory   not counted: {error}"
 
 
-def _counts(config: ConfigDict) -> dict[str, Counter | str]:
-    """Cases by specialty, and of those with images, for each split; the error's line where there are none."""
+def _counts(config: ConfigDict) -> tuple[dict[str, Counter | str], dict[str, int]]:
+    """Cases of each split by specialty, the error's line where there are none; how many of them have images."""
     found: dict[str, Counter | str] = {}
+    images: dict[str, int] = {}
     for split in SPLITS:
         try:
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
@@ -357,20 +357,20 @@ def _counts(config: ConfigDict) -> dict[str, Counter | str]:
             found[split] = str(error)
             continue
         found[split] = Counter(case.specialty for case in cases)
-        found[split]["image"] = sum(case.modality == "image" for case in cases)  # type: ignore[index]
-    return found
+        images[split] = sum(case.modality == "image" for case in cases)
+    return found, images
 
 
-def _census(counts: dict[str, Counter | str]) -> Iterator[str]:
+def _census(counts: dict[str, Counter | str], images: dict[str, int]) -> Iterator[str]:
     for split, found in counts.items():
         if isinstance(found, str):
             yield f"{split}: {found}"
             continue
-        total = sum(count for name, count in found.items() if name != "image")
+        total = found.total()
         parts = [f"{name} {found[name]}" for name in SPECIALTIES]
         if others := total - sum(found[name] for name in SPECIALTIES):
             parts.append(f"others {others}")
-        yield f"{split}: {total} ({', '.join(parts)}; {found['image']} with images)"
+        yield f"{split}: {total} ({', '.join(parts)}; {images[split]} with images)"
 
 
 def left(config: ConfigDict) -> list[ConfigDict]:

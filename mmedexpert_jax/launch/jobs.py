@@ -21,7 +21,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.job_plan import (
     COUNTED,
-    SWEEPS,
+    STAGED,
     adapter_folder,
     beyond_positions,
     check,
@@ -107,7 +107,7 @@ def _carry_out(config: ConfigDict) -> None:
         _answer(config)
         return
     check_devices(config)
-    if config.job in ("dsa", "gba", "pretrain", *SWEEPS):
+    if config.job in ("dsa", "gba", "pretrain", *STAGED):
         preflight(config)
     elif config.job == "merge":
         from mmedexpert_jax.merging.merge_job import check_numbers

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.errors import Interrupted
+from mmedexpert_jax.errors import stop_if
 from mmedexpert_jax.launch.table3 import SCALES
 from mmedexpert_jax.runtime import processes
 
@@ -77,8 +77,7 @@ def stage_config(config: ConfigDict, job: str, **fields: Any) -> ConfigDict:
 
 def stop_if_asked(run: "Run", upcoming: str) -> None:
     """Raises Interrupted between two stages where a signal came."""
-    if signum := run.interrupted():
-        raise Interrupted(f"stopped before {upcoming}; the same command resumes", signum)
+    stop_if(run.interrupted, f"stopped before {upcoming}; the same command resumes")
 
 
 def _named(paths: dict[str, str]) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import __version__
-from mmedexpert_jax.config import flatten, resumes
+from mmedexpert_jax.config import field_of, flatten
 from mmedexpert_jax.launch.pipeline import stage_config
-from mmedexpert_jax.launch.table3 import Stage, StageModel
+from mmedexpert_jax.launch.table3 import Stage
 from mmedexpert_jax.runtime import files, processes
 from mmedexpert_jax.runtime.run import finished
 
@@ -101,7 +101,7 @@ class Stages:
         """The wanted stages and those they need, inputs first, each once."""
         seen: set[str] = set()
 
-        def visit(stage: StageModel) -> Iterator[Task]:
+        def visit(stage: Stage | None) -> Iterator[Task]:
             if stage is None:
                 return
             task = self.task(stage, seed)
@@ -142,7 +142,7 @@ def hashed_fields(config: ConfigDict) -> dict[str, Any]:
     unset = ("", 0, False, None, "none")
     reading = {key: value for key, value in config.model.to_dict().items() if key != "path" and value not in unset}
     fields = files.plain(config.to_dict()) | {"model": reading | {"dtype": config.model.dtype}, "experts": None}
-    return {key: value for key, value in flatten(fields) if resumes(key, config.job) != "free"}
+    return {key: value for key, value in flatten(fields) if field_of(key, config.job).resume != "free"}
 
 
 def label(stage: Stage, seed: int) -> str:

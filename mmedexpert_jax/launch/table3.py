@@ -28,15 +28,12 @@ class Stage:
     experts: Mapping[str, "Stage"] = field(default_factory=dict)  # of a merge, by name and in order
 
 
-StageModel = Stage | None  # None: the base model
-
-
 @dataclass(frozen=True)
 class AblationRow:
     """A row of the result."""
 
     name: str  # as in the paper, where it has the row
-    model: StageModel  # what is evaluated
+    model: Stage | None  # what is evaluated; None: the base model
     ticks: tuple[str, ...] = ()  # columns of Table 3 that the row has ticked
     published: float | None = None  # average score in the paper, percent; None where it prints none
     part: str = "Table 3"  # "Table 3", "Figure 3 (c)", "beside" (not in the paper), or "Table 4"
@@ -52,7 +49,7 @@ class Claim:
     measure: str = "accuracy"
 
 
-BASE: StageModel = None
+BASE: Stage | None = None
 
 
 def expert(specialty: str) -> Stage:
@@ -64,7 +61,7 @@ EXPERTS = {name: expert(name) for name in SPECIALTIES}
 MIXED = expert("mixed")
 
 
-def rl(start: StageModel = BASE, **fields: Any) -> Stage:
+def rl(start: Stage | None = BASE, **fields: Any) -> Stage:
     """Reinforcement learning (section 4.2) from a model; without fields it is GBA."""
     return Stage("gba", fields, start)
 

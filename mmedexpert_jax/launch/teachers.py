@@ -1,18 +1,17 @@
 """Teachers and judges of the data factory: endpoints by chat or batch, and models in this process."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.errors import ConfigError, stop_if
 
 if TYPE_CHECKING:
     from mmedexpert_jax.mmedexpert.local_teacher import Teacher
     from mmedexpert_jax.remote import Answers
     from mmedexpert_jax.runtime import Run
-
-KINDS = ("local", "chat", "batch")
 
 
 def make_teacher(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answers"], tuple[str, "Teacher"]]:
@@ -48,10 +47,7 @@ def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run"
         replies = [found[i][0] for i in range(len(conversations))]
         return [(reply.text, reply.tokens, reply.truncated) for reply in replies]
 
-    def stop() -> None:
-        if signum := run.interrupted():
-            raise Interrupted("what was answered is stored; the same command resumes", signum)
-
+    stop = functools.partial(stop_if, run.interrupted, "what was answered is stored; the same command resumes")
     names = ("max_tokens", "temperature", "seed", "max_prompt_length")
     settings = {name: group[name] for name in names} | {"weights": fingerprint(config.model.path)} | chosen_reading()
     teacher = LocalTeacher(config.model.path, settings, answer, answers, batch_size=group.batch_size, stop=stop)

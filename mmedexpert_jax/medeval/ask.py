@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedexpert_jax.data.case import Case
@@ -12,17 +12,6 @@ from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.medeval.store import AnswerLog, answer_key
 from mmedexpert_jax.rollout import Reply
-
-
-@dataclass(frozen=True)
-class ProcessShard:
-    """The part of the questions that falls to one of several processes: those whose key leaves it as remainder."""
-
-    process: int = 0
-    processes: int = 1
-
-    def __contains__(self, asked: Question) -> bool:
-        return asked.row % self.processes == self.process
 
 
 def questions(items: Sequence[Case], style: str, paradigm: str | None = None) -> list[Question]:
@@ -42,14 +31,16 @@ class Asker:
     answers: AnswerLog  # the store
     settings: dict[str, Any]  # of the generation; all that an answer depends on, for its key
     num_samples: int = 1  # replies to each question
-    shard: ProcessShard = field(default_factory=ProcessShard)  # of this process
+    # of several processes each has the questions whose key leaves its number as remainder
+    process: int = 0
+    processes: int = 1
     # called with the number of questions answered so far, stored ones included
     on_answer: Callable[[int], None] = lambda done: None
     # takes (name, error) of a question that cannot be asked; None: the error is raised
     refuse: Callable[[str, DataError], None] | None = None
 
     def ask(self, asked: Sequence[Question]) -> dict[int, Question]:
-        """The questions with their replies by number, those of this process's shard; refused ones are missing.
+        """The questions with their replies by number, those of this process; refused ones are missing.
 
         A second turn is a conversation of its own for each reply to the first, stored like any other.
 
@@ -60,7 +51,7 @@ class Asker:
         firsts = {}
         for number, question in enumerate(asked):
             first = self._keyed(question)
-            if first is not None and first in self.shard:
+            if first is not None and first.row % self.processes == self.process:
                 firsts[number] = first
         replies = self._turn(firsts, self.num_samples)
         seconds = {}

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.benchmarks.registry import entry_parts
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval import conditions
-from mmedexpert_jax.medeval.ask import Asker, ProcessShard, questions
+from mmedexpert_jax.medeval.ask import Asker, questions
 from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
 from mmedexpert_jax.medeval.controls import variants
@@ -141,9 +142,8 @@ def load(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, Be
     """The benchmarks by their entry's name, subset and split; `say` takes what was counted in each."""
     loaded = {}
     for entry in config.benchmarks:
-        key, _, source = entry.partition("=")
-        rest, _, split = key.partition("@")
-        name, _, subset = rest.partition(":")
+        key = entry.partition("=")[0]
+        name, subset, split, source = entry_parts(entry)
         if name == MINI:
             source = source or ("" if config.data.path == "mini" else config.data.path)
             split = split or config.split
@@ -248,8 +248,8 @@ def _evaluate(
     with AnswerLog(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
         if answers.broken:
             print(f"{folder}: {answers.broken} broken lines left out; their questions are asked again", flush=True)
-        shard = ProcessShard(config.process, config.processes)
-        asker = Asker(backend, answers, generation(config), config.num_samples, shard, bar.update)
+        number, of = config.process, config.processes
+        asker = Asker(backend, answers, generation(config), config.num_samples, number, of, bar.update)
         if config.skip_broken:
             asker.refuse = lambda name, error: refused.append(str(error))
         found = asker.ask(asked)
@@ -279,13 +279,11 @@ def _judge(
     from mmedexpert_jax import remote
     from mmedexpert_jax.medeval import rubric_judge
     from mmedexpert_jax.medeval.judge import judge
+    from mmedexpert_jax.remote.protocol import endpoint
 
-    fields = config.judge.to_dict()
-    what = fields.pop("what")
-    endpoint = remote.Endpoint(temperature=0.0, **fields)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(remote.Answers(folder / "judge.sqlite")) as history:
-        client = remote.Client(endpoint, history, run.interrupted)
+        client = remote.Client(endpoint(config.judge, temperature=0.0), history, run.interrupted)
         allowed = partial(
             sendable_requests,
             receiver=f"the judge ({key}, {target.name})",
@@ -294,7 +292,8 @@ def _judge(
         )
         items = {case.id: case for case in cases}
         say = partial(print, f"{target.name}, {key}:", flush=True)
-        graded = rubric_judge.grade(client, items, judge(client, items, found, what, allowed, say), allowed)
+        judged = judge(client, items, found, config.judge.what, allowed, say)
+        graded = rubric_judge.grade(client, items, judged, allowed)
         if not graded.rows:
             raise RemoteError(
                 f"{config.judge.model} graded none of {len(found.rows)} answers of {target.name} to {key}: its replies "

@@ -1,6 +1,5 @@
 """Answers of one model to the items of a benchmark, judged: one row per answer, a summary with intervals."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from mmedexpert_jax.medeval.stats import (
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import Engine, Reply, Settings
-from mmedexpert_jax.runtime import costs, files, processes
+from mmedexpert_jax.runtime import costs, processes
 
 BOTH = ("strict", "medevalkit")  # scorers that every report shows
 
@@ -139,8 +138,7 @@ class Evaluation:
 
     def write(self, path: str | Path) -> None:
         """Writes the rows as JSON lines, whole or not at all. Raises ResourceError."""
-        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows)
-        files.write_text(path, "".join(lines))
+        border.write_jsonl(path, map(asdict, self.rows))
 
     @classmethod
     def read(cls, path: str | Path) -> "Evaluation":

@@ -1,6 +1,5 @@
 """The outputs of an evaluation: rows, a summary, tables in four formats, the report."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -206,7 +205,7 @@ def _write_table(
     files.write_text(place / f"{name}.md", f"{title}\n\n{result_tables.markdown(readable)}\n{note}\n")
     files.write_text(place / f"{name}.csv", result_tables.comma_separated(spread))
     files.write_text(place / f"{name}.tex", result_tables.latex(readable, f"{title}. {note}"))
-    files.write_text(place / f"{name}.json", json.dumps(files.plain(structured), indent=1, ensure_ascii=False) + "\n")
+    files.write_json(place / f"{name}.json", structured)
 
 
 def _markdown(table: Table) -> str:

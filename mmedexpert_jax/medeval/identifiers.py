@@ -1,6 +1,6 @@
 """Identifiers of persons in requests to an endpoint or a judge: reported by row, redacted or kept back."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 RAW = ("raw_question", "raw_options")  # the file's own texts in an item's columns, which the kits' prompts show
 
 
-def sendable(
-    items: Sequence[Case], receiver: str, mode: str, table: Path, say: Callable[[str], None] = print
-) -> Sequence[Case]:
+def sendable(items: Sequence[Case], receiver: str, mode: str, table: Path) -> Sequence[Case]:
     """The items that an endpoint may be asked: all ("report"), with redacted texts, or those without a finding.
 
     Headers of images are named but never sent in any mode, so that they alone keep no item back. With "redact" an item
@@ -29,11 +27,10 @@ def sendable(
         receiver: of the texts, in words.
         mode: one of `privacy.MODES`.
         table: CSV file of the findings, by row, kind and place; written where there are any.
-        say: takes the line on what was found and the one on what cannot be seen.
     """
     texts = {item.id: privacy.scan_texts(_texts(item)) for item in items}
     rows = {item.id: [*texts[item.id], *_headers(item.images)] for item in items}
-    _report(rows, receiver, mode, table, say)
+    _report(rows, receiver, mode, table)
     if mode == "refuse":
         return [item for item in items if not texts[item.id]]
     if mode == "redact":
@@ -41,7 +38,7 @@ def sendable(
         gone = [item.id for item in items if _distinct(item) and not _distinct(hidden[item.id])]
         if gone:
             some = border.cut(", ".join(gone), 200)
-            say(f"privacy: {len(gone)} of them not sent to {receiver}: redacted, their options read the same: {some}")
+            print(f"privacy: {len(gone)} of them not sent to {receiver}: redacted, their options read the same: {some}")
         return [one for id, one in hidden.items() if id not in gone]
     return items
 
@@ -51,13 +48,11 @@ def _distinct(item: Case) -> bool:
     return len({*item.options}) == len(item.options)
 
 
-def sendable_requests(
-    requests: Mapping[str, "Request"], receiver: str, mode: str, table: Path, say: Callable[[str], None] = print
-) -> dict[str, "Request"]:
+def sendable_requests(requests: Mapping[str, "Request"], receiver: str, mode: str, table: Path) -> dict[str, "Request"]:
     """As `sendable`, of a judge's requests of one text each, by the name of their row."""
     texts = {name: request.messages[0]["content"] for name, request in requests.items()}
     rows = {name: privacy.scan(text, "question, key or response") for name, text in texts.items()}
-    _report(rows, receiver, mode, table, say)
+    _report(rows, receiver, mode, table)
     if mode == "refuse":
         return {name: request for name, request in requests.items() if not rows[name]}
     if mode == "report":
@@ -68,13 +63,11 @@ def sendable_requests(
     }
 
 
-def _report(
-    rows: Mapping[str, Sequence[privacy.Found]], receiver: str, mode: str, table: Path, say: Callable[[str], None]
-) -> None:
+def _report(rows: Mapping[str, Sequence[privacy.Found]], receiver: str, mode: str, table: Path) -> None:
     if not (line := privacy.line(rows, receiver, mode)):
         return
-    say(line)
-    say(privacy.BLIND)
+    print(line)
+    print(privacy.BLIND)
     cells = ({"row": name, "kind": one.kind, "place": one.place} for name, found in rows.items() for one in found)
     table.parent.mkdir(parents=True, exist_ok=True)
     border.write_csv(table, ("row", "kind", "place"), cells)

@@ -58,7 +58,6 @@ class Score:
     right: bool  # the verdict; an open answer is right if it is exact
     answer: str | None  # what was read: a letter, "yes" or "no", or text; None where nothing was
     guessed: bool = False  # the scorer could not read the response and took the most similar option ("medevalkit" only)
-    unparsed: bool = False  # nothing was read; always wrong
     f1: float = 0.0  # token F1 of an open answer; else 1.0 where right and 0.0 where not
 
 
@@ -91,8 +90,8 @@ def score(item: Case, response: str, scorer: str = "strict", form: str = "tags")
     else:
         read = read_text(response, form)
         right = read is not None and answers.gives(read, item.golds)
-        return Score(right, read, unparsed=read is None, f1=answers.open_f1(read or "", item.golds))
-    return Score(right, read, unparsed=read is None, f1=float(right))
+        return Score(right, read, f1=answers.open_f1(read or "", item.golds))
+    return Score(right, read, f1=float(right))
 
 
 def judge_choice(response: str, options: Sequence[str], answer: str, scorer: str = "strict") -> bool:
@@ -227,7 +226,7 @@ def _kit(item: Case, response: str) -> Score:
         verdict = kit.judge_open_end(gold, text)
         return Score(verdict.right, verdict.said, f1=kit.token_f1(gold, verdict.said))
     verdict = kit.judge_judgement(gold, text) if rule == "judgement" else kit.judge_close_end(gold, text)
-    return Score(verdict.right, verdict.said or None, unparsed=not verdict.said, f1=float(verdict.right))
+    return Score(verdict.right, verdict.said or None, f1=float(verdict.right))
 
 
 def _same(item: Case, letter: str) -> bool:

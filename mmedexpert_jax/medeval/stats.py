@@ -40,7 +40,7 @@ def _resampled_means(items: np.ndarray, resamples: int, rng: np.random.Generator
 
 
 def pass_at_k(right: int, total: int, k: int) -> float:
-    """Chance that one of k samples, drawn without replacement from `total`, is right (Chen et al. 2021, equation 1)."""
+    """Chance that one of k samples, drawn without replacement from `total`, is right (equation 1 of Chen et al.)."""
     return 1.0 - math.comb(total - right, k) / math.comb(total, k)
 
 

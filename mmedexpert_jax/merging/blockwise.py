@@ -4,11 +4,9 @@ Nothing larger than a few blocks is ever formed, so that memory does not grow wi
 depend on a tensor's shape alone: both passes over a tensor, a resumed merge and a nested one see the same numbers.
 """
 
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -30,7 +28,6 @@ from mmedexpert_jax.merging.vectors import (
     FLOATS,
     Expert,
     Parts,
-    as_float,
     assembled,
     factor_gram,
     flat,
@@ -38,6 +35,7 @@ from mmedexpert_jax.merging.vectors import (
     widened,
 )
 from mmedexpert_jax.rounding import cdiv
+from mmedexpert_jax.runtime.threads import cores, in_order
 
 # Entries: of a block; of files that are counted by one call; that one of several equal magnitudes is looked for in.
 BLOCK, RUN, PIECE = 1 << 18, 1 << 20, 1 << 15
@@ -48,18 +46,9 @@ REPORTED, ENTRIES = 4, 1 << 15
 GLOBAL = "*"  # key of the unit that is the whole model
 
 
-def workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def parallel(function: Callable, items: Sequence) -> Iterator:
     """Results in order, from as many threads as cores (numpy's loops release the interpreter)."""
-    if workers() == 1 or len(items) == 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers()) as pool:
-        yield from pool.map(function, items)
+    return in_order(function, items, min(cores(), len(items)))
 
 
 def spans(shape: tuple[int, ...], whole_rows: bool = False) -> list[tuple[int, int]]:
@@ -200,14 +189,14 @@ class Merge:
             for k, (above, frequent, at) in enumerate(counted, first):
                 stored, (weights, deltas) = base[start:][at], parts[k]
                 few = None if weights is None else weights[start:][at], [delta[at] for delta in deltas]
-                vector = vector_of(few, stored, as_float(stored), None if stretch is None else stretch[k])
+                vector = vector_of(few, stored, stored.astype(np.float32), None if stretch is None else stretch[k])
                 found[k] = above, frequent, np.abs(vector).view(np.int32)
         return {row: found[row] for row in brackets}
 
     def vectors(self, name: str, start: int, stop: int, some: slice = slice(None)) -> Iterator[np.ndarray]:
         """A block of some task vectors, [m] float32 each, made one after the other."""
         stored = flat(self.base[name])[start:stop]
-        base, stretch, experts = as_float(stored), self.stretch(name), self.experts[some]
+        base, stretch, experts = stored.astype(np.float32), self.stretch(name), self.experts[some]
         factors = [None] * len(experts) if stretch is None else stretch[some]
         for expert, factor in zip(experts, factors, strict=True):
             yield vector_of(expert.parts(name, start, stop), stored, base, factor)
@@ -215,7 +204,7 @@ class Merge:
     def read(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """A block of the base [m] and of the task vectors [K, m] (DELLA: [K, rows, columns]), float32."""
         tensor = self.base[name]
-        base, vectors = as_float(flat(tensor)[start:stop]), np.stack(list(self.vectors(name, start, stop)))
+        base, vectors = flat(tensor)[start:stop].astype(np.float32), np.stack(list(self.vectors(name, start, stop)))
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
             return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
@@ -229,7 +218,7 @@ class Merge:
             raise ConfigError(f"{self.how(name).method} weighs by Fisher information; expert {unknown[0]} has none")
         zero = np.broadcast_to(np.float32(0), self.base[name].size)
         known = [expert.fisher.get(name) for expert in self.experts if expert.fisher is not None]
-        return [as_float((zero if one is None else flat(one))[entries]) for one in known]
+        return [(zero if one is None else flat(one))[entries].astype(np.float32) for one in known]
 
     def block(
         self, name: str, start: int, stop: int, dtype: Any | None = None, measured: int = 0
@@ -286,7 +275,7 @@ class Merge:
         if name not in self.touched:
             return None
         how = self.how(name)
-        base = as_float(flat(self.base[name])[index])
+        base = flat(self.base[name])[index].astype(np.float32)
         vectors = np.stack([expert.sample(name, index, base) for expert in self.experts])
         if (stretch := self.stretch(name)) is not None:
             vectors *= stretch[:, None]
@@ -549,7 +538,7 @@ class TensorUnit:
             if low == high or name not in self.merge.touched:
                 continue
             own = index[low:high] - offset
-            base = as_float(flat(self.merge.base[name])[own])
+            base = flat(self.merge.base[name])[own].astype(np.float32)
             for row, expert in zip(values, self.merge.experts, strict=True):
                 row[low:high] = expert.sample(name, own, base)
             if (stretch := self.merge.stretch(name)) is not None:

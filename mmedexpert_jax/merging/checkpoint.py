@@ -1,6 +1,7 @@
 """safetensors checkpoints as views of their files, and a writer that fills shards in place and resumes after a kill."""
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -16,10 +17,9 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import canonical
 from mmedexpert_jax.merging.arrays import finite
+from mmedexpert_jax.models.save import SHARD_BYTES
 from mmedexpert_jax.models.stored_tensors import CODES, COMPUTED, differing, missing, tensor_files, views
 from mmedexpert_jax.runtime import files
-
-SHARD_BYTES = 5 * 10**9  # transformers' usual size
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -229,7 +229,7 @@ class Writer:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
             if shutil.disk_usage(self.partial).free < self._total:
-                raise files.unwritable(self.path, 28)
+                raise files.unwritable(self.path, errno.ENOSPC)
             for file, (header, size) in self._headers.items():
                 with (self.partial / file).open("wb") as stream:
                     stream.write(header)

@@ -1,4 +1,4 @@
-"""TIES over one block of a tensor as programs of XLA, for tensors that fill blocks.
+"""TIES (equation 7) over one block of a tensor as programs of XLA, for tensors that fill blocks.
 
 numpy sends the result of every step through memory; a program is one loop over the entries. What is compiled are the
 functions that numpy runs, and the entries come out the same bit for bit.

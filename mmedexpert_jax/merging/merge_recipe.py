@@ -78,9 +78,9 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     Raises:
         DataError: nothing there, or something of another base.
     """
-    left, plus, right = path.partition("+")
-    if plus and not Path(path).exists():
-        return _adapted(Expert(name) if start_only else open_expert(name, left, base), [locate(right)], base)
+    left, *right = parts_of(path)
+    if right:
+        return _adapted(Expert(name) if start_only else open_expert(name, left, base), [locate(right[0])], base)
     try:
         directory, folders = trace(path)
     except (DataError, RemoteError) as error:
@@ -265,7 +265,7 @@ class Recipe:
     def _folders(self) -> list[Path]:
         """Of the experts' full models, but the base's own."""
         base = trace(self.base)[0]
-        found = dict.fromkeys(trace(path.partition("+")[0])[0] for path in self.experts.values())
+        found = dict.fromkeys(trace(parts_of(path)[0])[0] for path in self.experts.values())
         return [folder for folder in found if not _same(folder, base)]
 
     def _union(self) -> dict[str, int]:
@@ -296,10 +296,9 @@ class Recipe:
 
 def _trained_with(path: str) -> str:
     """The chat template of an expert: of its outermost adapter that has one, or of its model; empty for none."""
-    left, plus, right = path.partition("+")
-    stands = plus and not Path(path).exists()
-    model, on_it = trace(left if stands else path)
-    folders = [model, *on_it, *([locate(right)] if stands else [])]
+    left, *right = parts_of(path)
+    model, on_it = trace(left)
+    folders = [model, *on_it, *map(locate, right)]
     return next((template for folder in reversed(folders) if (template := chat_template(folder))), "")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from mmedexpert_jax import border
+from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.merging.alignment import vocabularies
 from mmedexpert_jax.merging.checkpoint import chat_template
@@ -162,8 +163,8 @@ def _merge(path: str | Path, file: File, inputs: list[Input], shared: list[Given
     if base_model and file.models is not None:  # mergekit adds it as the last input
         own.setdefault(base_model, {})
     whole = method.inputs or not base_model
-    base = base_model or inputs[0].model.partition("+")[0]
-    if "+" in base:
+    base = base_model or parts_of(inputs[0].model)[0]
+    if len(parts_of(base)) > 1:
         raise ConfigError(f"{path}: base_model {base} has an adapter; merge that one first, and name the result here")
     experts = {model: given for model, given in own.items() if whole or model != base}
     if not experts:
@@ -292,12 +293,12 @@ def _stack(path: str | Path, file: File) -> Recipe:
         return merges[0]
     base = file.base_model or merges[0].base
     experts = {name: model for merge in merges for name, model in merge.experts.items()}
-    return Recipe(base.partition("+")[0], experts, merges[0].parameters, slices=tuple(parts))
+    return Recipe(parts_of(base)[0], experts, merges[0].parameters, slices=tuple(parts))
 
 
 def _layers(model: str) -> int:
     """Decoder layers of a model, as its config says; 0 where it does not."""
-    file = trace(model.partition("+")[0])[0] / "config.json"
+    file = trace(parts_of(model)[0])[0] / "config.json"
     config = border.read_json(file, dict[str, Any]) if file.exists() else {}
     count = config.get("num_hidden_layers") or (config.get("text_config") or {}).get("num_hidden_layers")
     return count if isinstance(count, int) else 0
@@ -315,7 +316,7 @@ def _tokenizer(path: str | Path, file: File, recipe: Recipe) -> str:
     models = list(recipe.experts.values()) if source == "union" else [source]
     base, place = trace(recipe.base)[0], f"{path}: {key}: {border.shown(source)}"
     try:
-        others = [model for model in models if vocabularies(trace(model.partition("+")[0])[0], base) is not None]
+        others = [model for model in models if vocabularies(trace(parts_of(model)[0])[0], base) is not None]
     except (DataError, RemoteError) as error:
         raise type(error)(f"{place}: {error}; give base or union") from error
     if not others:
@@ -333,7 +334,7 @@ def _template(path: str | Path, file: File, recipe: Recipe) -> str:
     """The template that stands in the file, the base's, or for "auto" the most frequent one of the models."""
     if file.chat_template in (None, "auto"):
         models = dict.fromkeys((recipe.base, *(recipe.experts.values() if file.chat_template else ())))
-        found = [chat_template(trace(model.partition("+")[0])[0]) for model in models]
+        found = [chat_template(trace(parts_of(model)[0])[0]) for model in models]
         return max(filter(None, found), key=found.count, default="")
     if "{" not in str(file.chat_template):
         shown = border.shown(file.chat_template)
@@ -345,5 +346,5 @@ def _template(path: str | Path, file: File, recipe: Recipe) -> str:
 
 def _short(models: list[str]) -> dict[str, str]:
     """Model -> its last folder's name, or the whole path where that is not unique."""
-    last = {model: Path(model.partition("+")[2] or model).name for model in models}
+    last = {model: Path(parts_of(model)[-1]).name for model in models}
     return {model: name if list(last.values()).count(name) == 1 else model for model, name in last.items()}

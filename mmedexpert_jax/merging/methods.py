@@ -1,4 +1,4 @@
-"""The merging methods on one page: what each keeps of the task vectors, and how the kept parts join, entry by entry.
+"""The merging methods side by side: what each keeps of the task vectors, and how the kept parts join, entry by entry.
 
     task vectors --keep--> kept --join--> merged vector, then base + scale * merged
 
@@ -108,7 +108,7 @@ def switches(preset: str | Switches, method: str = "ties") -> Switches:
 
 @dataclass(frozen=True)
 class Method:
-    """Two rules."""
+    """The rule by which a method keeps entries, and the rule by which these join."""
 
     # "all"; by magnitude over a unit "largest", "middle"; "random"; by rank in a row "ranked"; by the variance over the
     # experts "varied"; by importance "important"
@@ -226,7 +226,7 @@ class Setting:
 
     @property
     def divisor(self) -> float:
-        """Of a weighted sum."""
+        """The number that a weighted sum is divided by."""
         found = {"none": 1.0, "weights": sum(self.weights), "count": len(self.weights)}[self.rule.denominator]
         return found if abs(found) > 1e-8 else 1.0  # as mergekit: weights that cancel are not divided by
 

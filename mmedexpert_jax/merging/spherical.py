@@ -112,15 +112,6 @@ def karcher(gram: Array, weights: Array, max_iter: float = 10, tol: float = 1e-5
     return mean * (fractions @ norms)
 
 
-def model_stock(gram: Array, weights: Array) -> Array:
-    """t times the average of the vectors, t = K cos / (1 + (K - 1) cos) with the mean cosine of all pairs.
-
-    Source: Jang et al. 2024 (arXiv 2403.19522), equation 6, per tensor as in mergekit `model_stock`; needs K >= 2 and
-    knows no weights. Where the denominator vanishes, the base stays.
-    """
-    return stock_coefficients(gram[..., None])[:, 0]
-
-
 def pair_coefficients(products: Array, share: Array) -> Array:
     """SLERP of two vectors for each of n rows or columns: [2, 2, n] inner products -> [2, n] at t = `share`.
 
@@ -136,7 +127,11 @@ def pair_coefficients(products: Array, share: Array) -> Array:
 
 
 def stock_coefficients(products: Array) -> Array:
-    """`model_stock` for each of n rows: [K, K, n] inner products -> [K, n] (mergekit's filter_wise)."""
+    """For each of n rows t / K, t = K cos / (1 + (K - 1) cos) with the mean cosine of all pairs: [K, K, n] -> [K, n].
+
+    Source: equation 6 of Jang et al. 2024 (arXiv 2403.19522), as mergekit's `model_stock` with filter_wise; needs
+    K >= 2 and knows no weights. Where the denominator vanishes, the base stays.
+    """
     xp = namespace(products)
     size = len(products)
     norms = xp.sqrt(products[xp.arange(size), xp.arange(size)])
@@ -160,5 +155,5 @@ SPANS: dict[str, Coefficients] = {
     "nuslerp": partial(slerp, parallel=1 - 2**-25, line_to_zero=False),
     "multislerp": multislerp,
     "karcher": karcher,
-    "model_stock": model_stock,
+    "model_stock": lambda gram, weights: stock_coefficients(gram[..., None])[:, 0],  # of the whole tensor
 }

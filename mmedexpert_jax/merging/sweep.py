@@ -27,7 +27,6 @@ class Sweep:
     # one per density and scale: `density`, `scale`, `norm` (of the update), `kept mass`, `sign conflict`, `wanted by
     # two or more`, `cancellation`, and what a score gave
     rows: list[dict[str, Any]]
-    reports: dict[float, Interference]  # density -> the interference at scale 1
 
     def best(self) -> dict[str, Any] | None:
         """The row with the highest `accuracy`, the first of equals; None where nothing was scored.
@@ -89,7 +88,7 @@ def sweep(
             names = {"sign conflict": "conflict", "wanted by two or more": "shared", "cancellation": "cancellation"}
             row |= {title: rates.get(key, 0.0) for title, key in names.items()}
             rows.append(row | (score(density, scale) if score else {}))
-    return Sweep(rows, reports)
+    return Sweep(rows)
 
 
 def search(

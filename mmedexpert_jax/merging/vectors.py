@@ -110,7 +110,7 @@ def widened(parts: Parts, base: Any) -> Parts:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert."""
+    """An expert's weights and adapters over the base."""
 
     name: str  # of the expert
     # all tensors of its own model by name (a view of a file, or arrays); None: those of the base
@@ -167,11 +167,6 @@ class Expert:
 def flat(tensor: Any) -> np.ndarray:
     """A tensor's entries in order, without a copy where its memory allows that."""
     return np.asarray(tensor).reshape(-1)
-
-
-def as_float(entries: np.ndarray) -> np.ndarray:
-    """float32, a new array."""
-    return entries.astype(np.float32)
 
 
 def factor_gram(experts: Sequence[Expert], name: str, stretch: np.ndarray | None = None) -> np.ndarray:

@@ -1,6 +1,5 @@
 """README.md and manifest.json of a built data set: what it holds, where it comes from, how it was made."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,8 +100,3 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in nested.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if name not in ("accept", "edit", "none")}
-
-
-def dumps(made: Mapping[str, Any]) -> str:
-    """The manifest as text."""
-    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

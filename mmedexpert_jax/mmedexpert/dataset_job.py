@@ -9,9 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data.case import SPLITS
-from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
+from mmedexpert_jax.errors import ConfigError, DataError, stop_if
 from mmedexpert_jax.mmedexpert import (
     dataset_build,
     dataset_card,
@@ -144,7 +145,7 @@ class Factory:
                 hashes = dataset_build.write(target, splits)
                 facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
                 made = dataset_card.manifest(splits, hashes, facts, settings, rows, config.reviewed)
-                files.write_text(target / "manifest.json", dataset_card.dumps(made))
+                border.write_json(target / "manifest.json", made)
                 files.write_text(
                     target / "README.md", dataset_card.write(splits, hashes, made, self.store.fact("collection") or [])
                 )
@@ -195,8 +196,7 @@ def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:
     """
     with private(), contextlib.closing(Factory(config, run, make_teacher)) as factory:
         for stage in (name for name in STAGES if name in config.stages):
-            if signum := run.interrupted():
-                raise Interrupted(f"stopped before {stage}; the same command resumes", signum)
+            stop_if(run.interrupted, f"stopped before {stage}; the same command resumes")
             getattr(factory, stage)()
         if "build" not in config.stages:
             run.finish(run.summary)

@@ -28,7 +28,6 @@ APPLY = {
     "mechanism": ("analytical",),
     "other": ("analytical",),
 }
-POLICIES = ("balanced", "all")
 CHOOSE = re.compile(  # an instruction behind the question
     r"^(?:choose|select|pick) (?:one|two|\d|an? (?:answer|option)|the (?:one |single )?best (?:answer|option))\b|"
     r"[1-9１-９一]つ選べ",

@@ -19,4 +19,4 @@ class Exemplar:
 
 
 _FILE = Path(__file__).with_name("exemplars.yaml")
-EXEMPLARS = tuple(Exemplar(**fields | {"options": tuple(fields["options"])}) for fields in border.read_yaml(_FILE))
+EXEMPLARS = border.read_yaml(_FILE, tuple[Exemplar, ...])

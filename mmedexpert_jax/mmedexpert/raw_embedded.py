@@ -5,13 +5,13 @@ paradigm and no specialty: the factory has to find all three. Text cases come as
 Parquet. A few rows have the faults of files in the wild, so that the counts of a run show something.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from mmedexpert_jax import border
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.embedded import generate
 from mmedexpert_jax.data.embedded.build import png
@@ -33,8 +33,7 @@ def write(directory: Path) -> None:
     """Writes text.jsonl and images.parquet; the same recipe gives the same bytes."""
     texts, pictured = rows()
     directory.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
-    (directory / "text.jsonl").write_text(lines, encoding="utf-8")
+    border.write_jsonl(directory / "text.jsonl", texts)
     parquet.write_table(pa.Table.from_pylist(pictured), directory / "images.parquet", compression="zstd")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
 
-from mmedexpert_jax import border
+from mmedexpert_jax.border import shown
 from mmedexpert_jax.errors import DataError
 
 # model_type -> architecture
@@ -113,11 +113,6 @@ class Keys:
         """The refusal of a value, which is shortened, or of its absence."""
         found = f"is {shown(self.values[key])}, not" if key in self.values else "is missing:"
         return DataError(f"{self.place}: {key} {found} {expected}; copy the base model's file")
-
-
-def shown(value: Any) -> str:
-    """A value for an error's line, at most 80 characters of it."""
-    return border.cut(repr(value))
 
 
 @dataclass(frozen=True)

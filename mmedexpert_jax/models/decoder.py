@@ -218,8 +218,10 @@ class TextDecoder(nnx.Module):
         near, far = ropes
         rope = choose(self.config.windowed, index, near, far) if near is not far else far
 
+        rotary = (rope,) if rotates else ()
+
         def attend(queries: Array, keys: Array, values: Array, *norms: HeadNorms) -> tuple[Array, Array, Array]:
-            return attention(index, queries, keys, values, *of_layer, *[rope] * rotates, *norms)
+            return attention(index, queries, keys, values, *of_layer, *rotary, *norms)
 
         return layer(x, None if rotates else rope, attend, index)
 

@@ -9,8 +9,14 @@ from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.models.config import FAMILIES, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 
-_TITLES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "llava": "LLaVA"}
-_TITLES |= {"gemma3": "Gemma 3", "gemma3_text": "Gemma 3 (text)"}
+_TITLES = {
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "llava": "LLaVA",
+    "gemma3": "Gemma 3",
+    "gemma3_text": "Gemma 3 (text)",
+}
 _METHODS = {
     "dsa": "A LoRA expert by supervised fine-tuning on reasoning traces (DSA, section 4.1 of the paper)",
     "gba": "Trained by reinforcement learning conditioned on clinical guidelines (GBA, section 4.2 of the paper)",
@@ -58,11 +64,16 @@ def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "
         about: sentences on how it was trained.
     """
     count = sum(math.prod(shape) for shape in tensor_shapes(config).values())
-    front = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [mmedexpert-jax, medical]"]
+    text, sees = config.text, config.vision.depth > 0
+    task = "image-text-to-text" if sees else "text-generation"
+    front = ["library_name: transformers", f"pipeline_tag: {task}", "tags: [mmedexpert-jax, medical]"]
     if name := on_the_hub(origin):
         front.append(f"base_model: {json.dumps(name)}")
     made = f"Made from `{_passed_on(origin)}` with" if origin else "Written by"
-    text = config.text
+    classes = ("AutoModelForImageTextToText", "AutoProcessor") if sees else ("AutoModelForCausalLM", "AutoTokenizer")
+    picture = '{"type": "image", "image": "scan.png"}, ' if sees else ""
+    question = "What does the image show?" if sees else "What may a fever of six weeks be?"
+    tower = f"{config.vision.depth} blocks, width {config.vision.hidden_size}" if sees else "none"
     return f"""---
 {chr(10).join(front)}
 ---
@@ -78,15 +89,15 @@ For research only: nothing here is for clinical use.
 | architecture | `{FAMILIES[config.family]}` |
 | parameters | {count:,} ({dtype}) |
 | decoder | {text.num_layers} layers, width {text.hidden_size}, {text.num_heads} heads, {text.num_kv_heads} of keys |
-| vision tower | {config.vision.depth} blocks, width {config.vision.hidden_size} |
+| vision tower | {tower} |
 | vocabulary | {text.vocab_size:,}{", output layer tied" if config.tie_word_embeddings else ""} |
 
 ```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {", ".join(classes)}
 
-model = AutoModelForImageTextToText.from_pretrained("this directory", dtype="auto")
-processor = AutoProcessor.from_pretrained("this directory")
-content = [{{"type": "image", "image": "scan.png"}}, {{"type": "text", "text": "What does the image show?"}}]
+model = {classes[0]}.from_pretrained("this directory", dtype="auto")
+processor = {classes[1]}.from_pretrained("this directory")
+content = [{picture}{{"type": "text", "text": "{question}"}}]
 turns = [{{"role": "user", "content": content}}]
 returned = {{"tokenize": True, "return_dict": True, "return_tensors": "pt"}}
 inputs = processor.apply_chat_template(turns, add_generation_prompt=True, **returned)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, pre_tokenizers
 
+from mmedexpert_jax.border import shown
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.models.config import Keys, ModelConfig, shown
+from mmedexpert_jax.models.config import Keys, ModelConfig
 from mmedexpert_jax.models.stored_tensors import Stored, read_json, tensors_in
 from mmedexpert_jax.processing.llava_templates import usual
 from mmedexpert_jax.processing.processor import load_tokenizer

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.stored_tensors import Stored, read_checkpoint, read_json
 from mmedexpert_jax.models.tree import nest
 from mmedexpert_jax.runtime.mesh import shard, sharding
+from mmedexpert_jax.runtime.threads import cores
 
 # File that marks a directory without weights -> module that reads such a directory, by its functions `tensors_of` and
 # `sources_of`. It is above this folder, and imported when such a directory is read.
@@ -309,7 +309,7 @@ def _place(
             stored.shape, where[name], lambda index: _copied(stored.read(index or ()), own)
         )
 
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _THREADS)) as pool:
+    with ThreadPoolExecutor(min(cores(), _THREADS)) as pool:
         arrays = dict(zip(names, pool.map(place, names), strict=True))
     return nest({name: arrays[name] for name in order})
 

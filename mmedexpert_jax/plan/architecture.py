@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmedexpert_jax.config.presets import MODELS
 from mmedexpert_jax.errors import DataError, RemoteError
+from mmedexpert_jax.merging.vectors import FLOATS
 from mmedexpert_jax.models import ModelConfig, load_architecture
 from mmedexpert_jax.models.config import PUBLISHED
 from mmedexpert_jax.models.llava_original import is_original
@@ -11,7 +12,6 @@ from mmedexpert_jax.models.load import read_config
 from mmedexpert_jax.models.locate import CHOSEN, base_under
 from mmedexpert_jax.models.stored_tensors import read_json
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")  # as config.json names what weights are stored in
 # Hub ids whose shapes are published in models/config.py.
 _HUB = {
     MODELS["qwen2_vl_2b"]: "qwen2_vl_2b",

@@ -240,8 +240,7 @@ def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str 
     """Optimizer steps of one training, from its training cases by specialty: those of `specialty`, else the config's,
     else all."""
     specialty = specialty or config.get("specialty", "")
-    every = sum(count for name, count in train.items() if name != "image")  # own specialties are cases too
-    count = train.get(specialty, 0) if specialty in SPECIALTIES else every
+    count = train.get(specialty, 0) if specialty in SPECIALTIES else sum(train.values())  # own specialties too
     return config.steps or steps_of(config.epochs, count, _cases_per_step(config))
 
 
@@ -260,8 +259,7 @@ def tokens_per_step(config: ConfigDict) -> int:
     if config.job == "pretrain":  # two completions of each prompt
         return config.prompts_per_step * (config.max_prompt_length + 2 * config.max_new_tokens)
     completions = config.prompts_per_step * config.num_samples * config.max_new_tokens
-    rounds = 1 + (config.refill_rounds if config.zero_variance == "refill" else 0)
-    return rounds * (split.prompts(config) * config.max_prompt_length + completions)
+    return (1 + split.refills(config)) * (split.prompts(config) * config.max_prompt_length + completions)
 
 
 def _listed(parts: dict[str, int]) -> str:

@@ -44,7 +44,7 @@ def temporary(config: FrozenConfigDict, shape: ModelConfig, dtype: str, kind: st
     trained = place(abstract_state(config, params)[0])
     with fused.traced_for(deviceless.capability(kind)) if kind else contextlib.nullcontext():
         lowered = _lower(config, Model(shape), params, trained, place(_rows(config, prompts, samples)))
-    options = deviceless.OPTIONS if kind in deviceless.GPUS else None
+    options = deviceless.OPTIONS if kind in deviceless.TARGETS else None
     analysis = lowered.compile(compiler_options=options).memory_analysis()
     if analysis is None:
         raise ConfigError(f"config.plan_compile: {kind or 'the device'}'s compiler tells no memory; leave it out")

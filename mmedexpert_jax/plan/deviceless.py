@@ -54,7 +54,7 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{name}"
 """
-GPUS: dict[str, dict[str, Any]] = {
+TARGETS: dict[str, dict[str, Any]] = {
     "a100": {
         "name": "NVIDIA A100-SXM4-80GB", "major": 8, "cores": 108, "units": 64, "clock": 1.41, "memory": 85100068864,
         "bandwidth": 2039040000000, "cache": 41943040, "shared": 167936, "optin": 166912,
@@ -77,23 +77,23 @@ OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}  # of a GPU's c
 
 
 def mesh(kind: str, count: int = 1) -> Mesh:
-    """A mesh (count, 1, 1) of compile-only devices: "a100", "h100" or "v5e".
+    """A mesh (count, 1, 1) of compile-only devices: a key of TARGETS, "v5e" or "v5p".
 
     Raises:
         ConfigError: no compiler for them is installed.
     """
     try:
-        if kind in GPUS:
-            target, hosts = _GPU.format(**GPUS[kind]), cdiv(count, HOST)
+        if kind in TARGETS:
+            target, hosts = _GPU.format(**TARGETS[kind]), cdiv(count, HOST)
             found = _topology(platform="cuda", target_config=target, topology=f"1x{hosts}x{count // hosts}")
         else:
             for name, value in _TPU.items():
                 os.environ.setdefault(name, value)
-            chips = "2x2x{}" if kind == "v5p" else "2x{}"  # a torus of three axes, of two
+            chips = "2x2x{}" if kind == "v5p" else "2x{}"  # v5p's are a grid of three axes, others' of two
             rows = max(2, cdiv(count, chips.count("2") * 2))
             found = _topology(platform="tpu", topology_name=f"{kind}:{chips.format(rows)}")
     except Exception as error:  # whatever a plugin that is not there, or of another version, makes of it
-        package = "jax-cuda12-plugin[with-cuda]" if kind in GPUS else "libtpu"
+        package = "jax-cuda12-plugin[with-cuda]" if kind in TARGETS else "libtpu"
         raise ConfigError(
             f"config.plan_compile: no compiler for {kind} is here; install {package} for jax {jax.__version__}, or "
             "leave it out"
@@ -118,4 +118,4 @@ def _topology(**names: str) -> Any:
 
 def capability(kind: str) -> str:
     """The compute capability of such devices, "" for a TPU."""
-    return f"{GPUS[kind]['major']}.0" if kind in GPUS else ""
+    return f"{TARGETS[kind]['major']}.0" if kind in TARGETS else ""

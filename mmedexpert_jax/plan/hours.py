@@ -32,7 +32,7 @@ def roofline(devices: Devices) -> tuple[float, float]:
     if devices.kind in NAMES:
         return costs.vendors_peak(NAMES[devices.kind]), BANDWIDTH[devices.kind]
     if devices.kind == "cpu":
-        return costs.peak_flops(), _copied()
+        return costs.peak_flops(), _bandwidth()
     import jax
 
     kind = jax.devices()[0].device_kind.lower()
@@ -40,7 +40,7 @@ def roofline(devices: Devices) -> tuple[float, float]:
 
 
 @cache
-def _copied() -> float:
+def _bandwidth() -> float:
     """Bytes a second that this machine reads and writes in copying an array beyond its caches."""
     source = np.ones(2**25, np.float32)  # 128 MiB, more than most sockets cache
     began = time.perf_counter()

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.gba import split
-from mmedexpert_jax.merging.blockwise import BLOCK, workers
+from mmedexpert_jax.merging.blockwise import BLOCK
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantise_params
@@ -34,6 +34,7 @@ from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime.mesh import row_shards, shardings
+from mmedexpert_jax.runtime.threads import cores
 from mmedexpert_jax.train.optimizer import adam
 
 LOGIT = 12  # bytes an entry of the logits takes: three float32 arrays of their size live at once
@@ -88,7 +89,7 @@ def needs(config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) 
 def abstract_params(shape: ModelConfig, dtype: str, quantize: str = "none") -> dict:
     """The parameters' names, shapes and dtype, as load_policy gives them."""
     kind = jnp.dtype(dtype)
-    params = nest({name: jax.ShapeDtypeStruct(size, kind) for name, size in tensor_shapes(shape).items()})
+    params = nest({name: jax.ShapeDtypeStruct(dims, kind) for name, dims in tensor_shapes(shape).items()})
     return params if quantize == "none" else quantise_params(params, quantize)
 
 
@@ -209,7 +210,7 @@ def _merging(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict
     widest = max(int(np.prod(leaf.shape[1:])) for leaf in leaves)
     block = max(BLOCK, widest if widest <= 4 * BLOCK else 0)
     experts = len(config.experts) or 1
-    found.phases["merge"] = {"blocks of the experts": 4 * workers() * block * (2 * experts + 4)}
+    found.phases["merge"] = {"blocks of the experts": 4 * cores() * block * (2 * experts + 4)}
     if config.result == "recipe":
         found.exported = 0
     elif config.rank:

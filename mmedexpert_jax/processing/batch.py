@@ -19,8 +19,8 @@ class Batch:
     lengths: np.ndarray  # [B] int32, valid tokens of each row
     positions: np.ndarray  # [B, 3, T] int32, rows of M-RoPE: time, height, width (0 on padding)
     next_position: np.ndarray  # [B] int32, position of the first token after the prompt
-    vision_index: np.ndarray  # [B, T] int32, row of the merged features, back to back [I * P // 4, D]; -1 on text
-    patches: np.ndarray  # [I, P, C] float32, normalised pixels in the processor's order (C = 3 * 2 * 14 * 14)
+    vision_index: np.ndarray  # [B, T] int32, row of the merged features, back to back [I * P // merged, D]; -1 on text
+    patches: np.ndarray  # [I, P, C] float32, normalised pixels in the processor's order (C: its `patch_dim`)
     patch_positions: np.ndarray  # [I, P, 2] int32, row and column of each patch in its image
     patch_counts: np.ndarray  # [I] int32, valid patches of each image
     # [I, P] int32, the place of each image's patches in its strip [N], -1 behind the last; [0, 0] without strips

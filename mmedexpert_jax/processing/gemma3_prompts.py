@@ -15,6 +15,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.chat_template import shipped
 from mmedexpert_jax.processing.patches import Grid, normalised, refuse_other_steps
+from mmedexpert_jax.processing.positions import patch_positions
 from mmedexpert_jax.processing.processor import Marks, Processor, Shown
 
 START, SOFT, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
@@ -60,7 +61,7 @@ class SoftTokens:
 
     @property
     def soft_tokens(self) -> int:
-        """Of a square."""
+        """Soft tokens of a square."""
         return (self.size // self.patch_size // self.merge_size) ** 2
 
     @classmethod
@@ -120,8 +121,7 @@ class SoftTokens:
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
-        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).astype(np.int32)
-        return rearrange(grid, "(m a) (n b) two -> (m n a b) two", a=self.merge_size, b=self.merge_size)
+        return patch_positions(rows, columns, self.merge_size)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""
@@ -150,7 +150,7 @@ class NoPictures:
     patch_dim: int = 1
 
     def parts(self, image: Image.Image) -> list[Image.Image]:
-        """None."""
+        """An empty list."""
         return []
 
     def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
@@ -162,11 +162,11 @@ class NoPictures:
         return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
-        """None."""
+        """No rows: [0, 2]."""
         return np.zeros((0, 2), np.int32)
 
     def to_hf(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty object."""
         return {}
 
 

@@ -22,7 +22,7 @@ BICUBIC = int(Image.Resampling.BICUBIC)
 
 _Size = Annotated[int, Meta(ge=1, le=4096)]
 _Pixels = Annotated[int, Meta(ge=1, lt=2**31)]
-_Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
+Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
 
 
 class _Edges(TypedDict, total=False):
@@ -46,8 +46,8 @@ class _Settings(TypedDict, total=False):
     patch_size: _Size
     temporal_patch_size: _Size
     merge_size: _Size
-    image_mean: _Channels
-    image_std: _Channels
+    image_mean: Channels
+    image_std: Channels
 
 
 Grid = tuple[int, int]  # rows and columns of patches

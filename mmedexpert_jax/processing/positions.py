@@ -52,7 +52,7 @@ def mrope_positions(
     return positions, following + len(tokens) - cursor
 
 
-def patch_positions(rows: int, columns: int) -> np.ndarray:
-    """Row and column of each patch [rows * columns, 2] int32, the four patches of a merged token together."""
+def patch_positions(rows: int, columns: int, side: int = MERGE_SIZE) -> np.ndarray:
+    """Row and column of each patch [rows * columns, 2] int32, those of a merged token, `side` by `side`, together."""
     grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).astype(np.int32)
-    return rearrange(grid, "(r m) (c n) place -> (r c m n) place", m=MERGE_SIZE, n=MERGE_SIZE)
+    return rearrange(grid, "(r m) (c n) place -> (r c m n) place", m=side, n=side)

@@ -28,12 +28,17 @@ CHAT_END = "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
 PROBE = "Which?"
-LONGEST = 1 << 16  # characters around a question of one word; the templates of the field have below 2,000
+LONGEST_PROMPT = 1 << 16  # characters around a question of one word; the templates of the field have below 2,000
 _PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
 # model_type -> the class that transformers and vLLM look for in a saved processor
-CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
-CLASSES["llava"] = "LlavaProcessor"
-CLASSES |= {"gemma3": "Gemma3Processor", "gemma3_text": ""}  # text alone has a tokenizer and no processor
+CLASSES = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "llava": "LlavaProcessor",
+    "gemma3": "Gemma3Processor",
+    "gemma3_text": "",  # text alone has a tokenizer and no processor
+}
 
 
 # Files of a folder, any of which says that it has a tokenizer, image settings or a chat template of its own
@@ -68,7 +73,7 @@ class Encoded:
 
 
 class Processor:
-    """Tokenizer, image processor and chat template of a Qwen2-VL checkpoint, without torch.
+    """Tokenizer, image processor and chat template of a checkpoint, without torch.
 
     A conversation is a list of messages `{"role": "user", "content": [{"type": "image", "image": source},
     {"type": "text", "text": "..."}]}`; content may be a plain string, and a source is what `open_image` takes.
@@ -164,7 +169,7 @@ class Processor:
     def encode(
         self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
     ) -> Encoded:
-        """One prompt, equal to transformers' Qwen2VLProcessor to the last token.
+        """One prompt, equal to that of transformers' processor of the family to the last token.
 
         Raises:
             DataError: a malformed conversation, an image that cannot be used, or more than `max_length` tokens
@@ -241,7 +246,7 @@ class Processor:
         if str(asked[0]["content"]) in said and not self._takes_text:
             self._takes_text = True
             return self._check_template()
-        if PROBE not in said or len(said) > LONGEST:
+        if PROBE not in said or len(said) > LONGEST_PROMPT:
             fault = f"makes {len(said)} characters of a word" if PROBE in said else "leaves the question out"
             raise DataError(f"the chat template {fault}; copy the base model's")
         if self.marks.end in said and self.chat_end_id not in self.tokenizer.encode(said, add_special_tokens=False):
@@ -341,7 +346,7 @@ class Processor:
         return batch
 
     def completion(self, text: str) -> list[int]:
-        """Ids of an assistant's answer, closed by `<|im_end|>`; special tokens spelt out in it are ordinary text."""
+        """Ids of an assistant's answer, closed by `marks.end`; special tokens spelt out in it are ordinary text."""
         with self._tokenizing:
             return [*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self.chat_end_id]
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.patches import BICUBIC, Grid, normalised, refuse_other_steps
+from mmedexpert_jax.processing.patches import BICUBIC, Channels, Grid, normalised, refuse_other_steps
+from mmedexpert_jax.processing.positions import patch_positions
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}  # what a SigLIP tower wants where no file says more
 _Pixels = Annotated[int, Meta(ge=1, le=2**14)]
-_Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
 
 
 class _Sides(TypedDict, total=False):
@@ -37,8 +37,8 @@ class _SquareSettings(TypedDict, total=False):
     rescale_factor: float | None
     size: _Sides | _Pixels | None
     crop_size: _Sides | _Pixels | None
-    image_mean: _Channels
-    image_std: _Channels
+    image_mean: Channels
+    image_std: Channels
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class SquareConfig:
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """Row by row."""
-        return rearrange(np.indices((rows, columns)), "place row column -> (row column) place")
+        return patch_positions(rows, columns, 1)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import Interrupted, RemoteError
+from mmedexpert_jax.errors import RemoteError, stop_if
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.client import LOOK_AGAIN, run_to_end, settings
@@ -281,8 +281,7 @@ class BatchClient:
         raise RemoteError(f"{self.endpoint.host}: cannot {what}: {detail}; fix it, the same command goes on")
 
     def _stop_if_interrupted(self, state: str) -> None:
-        if signum := self._interrupted():
-            raise Interrupted(f"{state}; the same command collects it", signum)
+        stop_if(self._interrupted, f"{state}; the same command collects it")
 
     def _last_error(self, key: str) -> str:
         attempts = self.answers.attempts(key)

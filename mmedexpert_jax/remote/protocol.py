@@ -80,11 +80,11 @@ class Endpoint:
         return factor * dollars / 1e6
 
 
-def endpoint(group: Any) -> Endpoint:
-    """The endpoint that a config group describes by the names of its attributes. Raises ConfigError without a url."""
-    if not group.url:
+def endpoint(group: Any, **own: Any) -> Endpoint:
+    """The endpoint that a config group describes by the names of its attributes, but for `own`. Raises ConfigError."""
+    if "kind" in group and not group.url:
         raise ConfigError(f'kind="{group.kind}" needs url and model, such as http://localhost:8000/v1')
-    return Endpoint(**{item.name: group[item.name] for item in fields(Endpoint) if item.name in group})
+    return Endpoint(**{item.name: group[item.name] for item in fields(Endpoint) if item.name in group} | own)
 
 
 @dataclass(frozen=True)

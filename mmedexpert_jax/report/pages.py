@@ -1,7 +1,6 @@
 """Self-contained pages: templates over one base, which has the head, the style and the landmarks that all share."""
 
 import functools
-import html
 from typing import Any
 
 import jinja2
@@ -19,8 +18,3 @@ def _templates() -> jinja2.Environment:
         autoescape=jinja2.select_autoescape(),
         undefined=jinja2.StrictUndefined,
     )
-
-
-def scrolled(inner: str, name: str = "table") -> str:
-    """Content that may be wider than a phone, in a box that scrolls sideways, by keys too (WCAG 2.1.1)."""
-    return f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(name)}">{inner}</div>'

@@ -57,7 +57,7 @@ PANELS = (
     Panel("structure_by_paradigm", "Structure by paradigm", "share that follows it", {"paradigms/*/structure": ""},
           good="Good: high and steady; falling means that the paradigm is given up."),
     Panel("accuracy_by_specialty", "Accuracy by specialty", "share of right answers", {"specialties/*/accuracy": ""},
-          good="Good: all rise; equation 4 weighs the harder ones."),
+          good="Good: all rise."),
     Panel("accuracy_by_modality", "Accuracy by modality", "share of right answers", {"modalities/*/accuracy": ""},
           good="Good: images rise too; text alone rising means that it does not look."),
     Panel("signal", "Groups without signal", "share of groups whose rewards are equal",
@@ -117,7 +117,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
     found = named(panel, rows)
     if not found:
         return None
-    figure, axes = _figure(panel.title, panel.unit)
+    figure, axes = blank(panel.title, panel.unit)
     if panel.logarithmic and all(value > 0 for name in found for value in series(rows, name)[1]):
         axes.set_yscale("log")
     for (name, label), colour in zip(found.items(), COLOURS, strict=False):
@@ -128,47 +128,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], path: Path) -> Path | 
             axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
             marker = "o" if len(values) == 1 else ""
             axes.plot(steps, ema(values), marker=marker, color=colour, lw=2, label=label)
-    return _save(figure, axes, path, legend="best" if len(found) > 1 else "")
-
-
-def learning_curve(
-    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
-    path: str | Path,
-    metric: str = "rewards/accuracy/mean",
-    held_out: str = "eval/accuracy",
-    title: str = "Accuracy while training",
-    unit: str = "share of right answers",
-) -> Path:
-    """Draws the mean over seeds and the band from the lowest to the highest, one colour for each label.
-
-    Args:
-        runs: label to the metrics of its seeds, as `metrics.read` gives them.
-        metric: smoothed, drawn as a line with a band.
-        held_out: drawn as points with whiskers; "" for none.
-        title: over the figure.
-        unit: of the vertical axis.
-    """
-    figure, axes = _figure(title, unit)
-    for (label, rows), colour in zip(runs.items(), COLOURS, strict=False):
-        count = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
-        steps, low, mean, high = _band([_smoothed(seed, metric) for seed in rows])
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
-        axes.plot(steps, mean, color=colour, lw=2, label=f"{label}, training prompts{count}")
-        steps, low, mean, high = _band([dict(zip(*series(seed, held_out), strict=True)) for seed in rows])
-        if steps:
-            below, above = ([abs(m - e) for m, e in zip(mean, edge, strict=True)] for edge in (low, high))
-            axes.errorbar(
-                steps,
-                mean,
-                yerr=[below, above],
-                fmt="o--",
-                color=colour,
-                lw=1,
-                ms=5,
-                capsize=3,
-                label=f"{label}, held out",
-            )
-    return _save(figure, axes, Path(path), legend="outside lower center")
+    return save(figure, axes, path, legend="best" if len(found) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -185,7 +145,7 @@ class Bar:
 
 def bars(found: Sequence[Bar], path: str | Path, title: str, unit: str) -> Path:
     """Draws bars beside each other, the axis cut to where they differ."""
-    figure, axes = _figure(title, unit)
+    figure, axes = blank(title, unit)
     places = range(len(found))
     heights = [bar.value for bar in found]
     whiskers = [[max(0.0, bar.value - bar.low) for bar in found], [max(0.0, bar.high - bar.value) for bar in found]]
@@ -201,19 +161,7 @@ def bars(found: Sequence[Bar], path: str | Path, title: str, unit: str) -> Path:
     axes.set_xlabel("")
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
-    return _save(figure, axes, Path(path), legend="")
-
-
-def _smoothed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
-    steps, values = series(rows, name)
-    return dict(zip(steps, ema(values), strict=True))
-
-
-def _band(seeds: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Steps that every seed has, and the lowest, mean and highest value at each."""
-    steps = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
-    columns = [[seed[step] for seed in seeds] for step in steps]
-    return steps, [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
+    return save(figure, axes, Path(path), legend="")
 
 
 def named(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -230,13 +178,14 @@ def named(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: label for name, label in names.items() if series(rows, name)[0]}
 
 
-def _figure(title: str, unit: str) -> tuple[Any, Any]:
+def blank(title: str, unit: str) -> tuple[Any, Any]:
+    """A figure of `SIZE` in `STYLE` with one pair of axes, steps along the horizontal one, which `save` takes."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
-        # `_save` lays it out: savefig draws a figure that has a layout twice, the first time for the layout alone
+        # `save` lays it out: savefig draws a figure that has a layout twice, the first time for the layout alone
         figure = Figure(SIZE, STYLE["savefig.dpi"])
         axes = figure.subplots()
         axes.set_title(title)
@@ -246,7 +195,8 @@ def _figure(title: str, unit: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, axes: Any, path: Path, legend: str) -> Path:
+def save(figure: Any, axes: Any, path: Path, legend: str) -> Path:
+    """Lays a figure out and writes it as PNG; the path. `legend`: its place, of the figure's "outside"; "" for none."""
     import matplotlib
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import itertools
-import json
 import os
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config import flatten, resumes
+from mmedexpert_jax.config import field_of, flatten
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
@@ -265,8 +264,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes rows as a JSON-lines file, whole."""
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(files.plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
-    files.write_text(path, "".join(lines))
+    border.write_jsonl(path, map(files.plain, rows))
     return path
 
 
@@ -421,7 +419,7 @@ def _goes_back(path: Path, config: dict, status: dict) -> bool:
 
 
 def _resumes(key: str, config: dict) -> str:
-    return resumes(key, config.get("job", ""))
+    return field_of(key, config.get("job", "")).resume
 
 
 def _changes(path: Path, config: dict) -> dict[str, tuple[Any, Any]]:

@@ -11,14 +11,18 @@ Made = TypeVar("Made")
 MOST = 8  # threads: with more the tokenizer, which takes one prompt at a time, is what all wait for
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_order(function: Callable[[Item], Made], items: Iterable[Item], threads: int | None = None) -> Iterator[Made]:
     """`function` of each item, in the order of the items, several computed at a time.
 
-    At most twice as many as there are threads (None: one a core) are held before they are asked for. An error is raised
-    in the place of its item, and what has not been begun is dropped.
+    At most twice as many as there are threads (None: one a core, up to MOST) are held before they are asked for. An
+    error is raised in the place of its item, and what has not been begun is dropped.
     """
-    count = min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    count = threads or count
+    count = threads or min(MOST, cores())
     if count == 1:
         yield from map(function, items)
         return

@@ -62,8 +62,6 @@ class Layout:
         return by_device(of_shard, self.mesh, (sharded.specs(whole), ROWS), ROWS)(whole, rows)
 
     def _placed(self, tree: Any, split: bool) -> Any:
-        if self.mesh.size == 1:
-            return tree
         where = shardings(tree, self.mesh)
         return self._put(tree, where if split else jax.tree.map(_without_fsdp, where))
 

@@ -24,7 +24,7 @@ def numbers():
 
 def test_every_number_is_known_and_every_default_is_allowed():
     for spec, key, _ in numbers():
-        assert configs.known(key), f"{spec}: {key} is not known"
+        assert configs.is_field(key), f"{spec}: {key} is not known"
     for spec in [
         f"{name}:{preset}" for name, path in configs.available().items() for preset in configs.presets_of(path)
     ]:

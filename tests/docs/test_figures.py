@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmedexpert_jax.runtime import plots
 
@@ -36,6 +37,15 @@ def test_a_changed_result_is_found_and_drawn_anew(figures, tmp_path):
     figures["draw"]()
     assert list(figures["stale"]()) == []
     assert all("+90.0 [" in (tmp_path / page).read_text() for page in ("README.md", "docs/benchmarks.md"))
+
+
+def test_learning_curve_of_seeds(figures, tmp_path):
+    rows = ("rewards/accuracy/mean", "eval/accuracy")
+    seeds = [[{"step": n} | dict.fromkeys(rows, gain * n) for n in range(6)] for gain in (0.1, 0.2, 0.3)]
+    path = figures["learning_curve"]({"GBA": seeds, "one seed": seeds[:1]}, tmp_path / "curves" / "curve.png")
+    assert Image.open(path).width == 960
+    band = figures["_band"]([{1: 0.1, 2: 0.2}, {1: 0.3, 2: 0.6, 3: 1.0}])
+    assert band == ([1, 2], [0.1, 0.2], [pytest.approx(0.2), pytest.approx(0.4)], [0.3, 0.6])
 
 
 def doubled(value):

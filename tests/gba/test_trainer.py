@@ -69,7 +69,7 @@ def setup(run_config, tmp_path_factory):
     order = SimpleNamespace(prompts=lambda step: prompts)
     batches = Batches(processor, order, 1, 2, config.max_prompt_length)
     encoded = [batches.encode(prompt) for prompt in prompts]
-    memory = {trainer.PACKED: 0}
+    memory = {trainer.ROOM: 0}
     # by the trainer's name, so that its programs are those of the finished run
     learner = trainer.PolicyLearner(
         model, params, config, processor.special_vision_ids, config.num_samples, STEPS, None, None, memory

@@ -51,6 +51,19 @@ def test_every_job_is_among_them():
     assert set(WANTED) | answering == {path.stem for path in (ROOT / "configs").glob("*.py")}
 
 
+def test_a_specialty_may_be_called_image(tmp_path_factory, planned):
+    """Six cases of one's own specialty, none with an image, at two a step: three steps an epoch."""
+    file = tmp_path_factory.mktemp("own") / "cases.jsonl"
+    row = {"specialty": "image", "options": ["Yes", "No"], "answer": "A", "split": "train", "trace": "It is raised."}
+    rows = [row | {"id": f"c{n}", "question": f"Is the value {n} above the limit?"} for n in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = {"specialty": "mixed", "batch_size": 2, "accumulation": 1, "steps": 0, "epochs": 1, "eval.every": -1}
+    fields = (f"--config.{key}={value}" for key, value in size.items())
+    out = planned("--config=configs/dsa.py", f"--config.data.path={file}", *fields)
+    assert "train: 6 (AM 0, CAH 0, BS 0, CSI 0, others 6; 0 with images)" in out
+    assert re.search(r"steps +3\b", out), out
+
+
 @pytest.mark.parametrize("job", WANTED)
 def test_a_plan_says_what_the_job_needs_and_writes_nothing(planned, job):
     out = planned(f"--config=configs/{job}.py", *ARGUMENTS.get(job, ()))

@@ -6,7 +6,7 @@ import pytest
 
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.medeval.ask import Asker, ProcessShard, questions
+from mmedexpert_jax.medeval.ask import Asker, questions
 from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.rollout import Reply
@@ -82,7 +82,7 @@ def test_shares_are_disjoint_and_whole(tmp_path):
     for process in range(3):
         backend = Fake()
         with AnswerLog(tmp_path, process) as answers:
-            Asker(backend, answers, {}, shard=ProcessShard(process, 3)).ask([two_turns(item) for item in ITEMS])
+            Asker(backend, answers, {}, process=process, processes=3).ask([two_turns(item) for item in ITEMS])
         names += [name for name, turns in backend.asked if turns == 1]
         assert 0 < len(backend.asked) < 80
     assert sorted(names) == sorted(f"bench {item.id}" for item in ITEMS)

@@ -71,17 +71,17 @@ def test_the_judge_of_a_reward_is_sent_what_the_mode_allows(tmp_path, mode, caps
     assert out.count("privacy: 1 of 2 rows for the judge") == 1 and "Miller" not in out
 
 
-def test_an_item_whose_redacted_options_read_the_same_is_kept_back(tmp_path):
+def test_an_item_whose_redacted_options_read_the_same_is_kept_back(tmp_path, capsys):
     items = [
         Case("dates", "Which is due?", ("12/01/2020", "14/02/2020", "01/03/2020"), "B"),
         Case("one", "Which is due?", ("12/01/2020", "never", "soon"), "B"),
         Case("same", "Which?", ("a", "a"), "B"),  # as its file has it
     ]
-    lines = []
-    sent = identifiers.sendable(items, "served", "redact", tmp_path / "x.csv", lines.append)
+    sent = identifiers.sendable(items, "served", "redact", tmp_path / "x.csv")
     assert [item.id for item in sent] == ["one", "same"] and sent[0].options == ("[date]", "never", "soon")
-    assert "1 of them not sent to served" in lines[-1] and "dates" in lines[-1]
-    assert len(identifiers.sendable(items, "served", "report", tmp_path / "x.csv", lines.append)) == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "1 of them not sent to served" in last and "dates" in last
+    assert len(identifiers.sendable(items, "served", "report", tmp_path / "x.csv")) == 3
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def test_strict_reading_under_tags_is_the_rewards_and_never_leaves_the_options(r
 
 def test_what_is_not_read_is_wrong_and_counted():
     verdict = score(choice(), "no idea")
-    assert (verdict.right, verdict.answer, verdict.unparsed, verdict.guessed) == (False, None, True, False)
+    assert (verdict.right, verdict.answer, verdict.guessed) == (False, None, False)
     wrong = score(choice(), "<answer>A</answer>")
-    assert (wrong.right, wrong.answer, wrong.unparsed) == (False, "A", False)
+    assert (wrong.right, wrong.answer) == (False, "A")
 
 
 def test_an_option_with_the_keys_text_is_right_too():
@@ -160,7 +160,7 @@ def test_no_single_letter_is_right_where_the_key_holds_several():
 
 def test_the_kit_guesses_and_says_so():
     verdict = score(choice("A"), "", "medevalkit")
-    assert (verdict.right, verdict.answer, verdict.guessed, verdict.unparsed) == (True, "A", True, False)
+    assert (verdict.right, verdict.answer, verdict.guessed) == (True, "A", True)
     read = score(choice("B"), "<think>A</think>\n<answer>B</answer>", "medevalkit")
     assert (read.right, read.answer, read.guessed) == (True, "B", False)
 
@@ -194,7 +194,7 @@ def test_medxpertqas_official_rule(response, letter):
     assert read_official(response, 5) == letter
     item = choice("B", ("a", "b", "c", "d", "e"), "medxpertqa_mm")
     verdict = score(item, response, "medxpertqa", "plain")
-    assert (verdict.right, verdict.unparsed) == (letter == "B", letter is None)
+    assert (verdict.right, verdict.answer) == (letter == "B", letter)
 
 
 # Yes or no, open ------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_medxpertqas_official_rule(response, letter):
 def test_yes_or_no(response, form, read):
     for answer in ("yes", "no"):
         verdict = score(Case("1", "Is it?", (), answer, kind="yes_no", benchmark="vqa_rad"), response, form=form)
-        assert (verdict.right, verdict.answer, verdict.unparsed) == (read == answer, read, read is None)
+        assert (verdict.right, verdict.answer) == (read == answer, read)
     kit = score(Case("1", "Is it?", (), "no", kind="yes_no", benchmark="vqa_rad"), "It is normal", "medevalkit")
     assert kit.right  # the kit's rule
 
@@ -239,7 +239,7 @@ def test_open_answers_are_exact_or_partly_right():
     part = score(item, "<answer>left upper lung</answer>")
     assert (part.right, part.f1) == (False, pytest.approx(2 * 2 / (2 + 3)))
     absent = score(item, "left lung")
-    assert (absent.right, absent.unparsed, absent.f1) == (False, True, 0.0)
+    assert (absent.right, absent.answer, absent.f1) == (False, None, 0.0)
     assert score(item, "left lung", form="plain").right
     kit = score(item, "left lung", "medevalkit")
     assert (kit.right, kit.f1) == (False, pytest.approx(2 * 2 / (3 + 2)))
@@ -338,7 +338,7 @@ def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(gold, said):
 def test_no_response_breaks_a_scorer(response, scorer, form):
     for item in (choice(), open_item("lung"), Case("1", "q", (), "yes", kind="yes_no", benchmark="b")):
         verdict = score(item, response, scorer, form)
-        assert not (verdict.unparsed and verdict.right) and 0 <= verdict.f1 <= 1
+        assert not (verdict.answer is None and verdict.right) and 0 <= verdict.f1 <= 1
 
 
 @pytest.mark.parametrize(

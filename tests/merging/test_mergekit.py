@@ -448,6 +448,32 @@ def test_what_a_mergekit_file_asks_for_in_vain(models, tmp_path):
             read_mergekit(tmp_path / "m.yaml").open()
 
 
+def test_a_folder_whose_own_name_holds_a_plus_is_one_model(models, tmp_path):
+    """As a base, whose first half is no folder; a stack of its layers is counted by its own config."""
+    plus = shutil.copytree(models / "base", tmp_path / "base+two")
+    merges = (
+        f"""merge_method: passthrough
+slices:
+- sources: [{{model: {plus}, layer_range: [0, 1]}}]
+- sources: [{{model: {models}/two, layer_range: [1, 3]}}]
+""",
+        f"""merge_method: linear
+models:
+- {{model: {plus}, parameters: {{weight: 1}}}}
+- {{model: {models}/two, parameters: {{weight: 1}}}}
+""",
+    )
+    for number, text in enumerate(merges):
+        file, out = tmp_path / f"{number}.yaml", tmp_path / f"out{number}"
+        file.write_text(text)
+        assert read_mergekit(file).base == str(plus)
+        merge_to_disk(read_mergekit(file), out)
+        assert len(Checkpoint(out)) == len(Checkpoint(plus))
+    file.write_text(f"merge_method: passthrough\nslices:\n- sources: [{{model: {plus}, layer_range: [0, 4]}}]\n")
+    with pytest.raises(ConfigError, match="has 3 layers"):
+        read_mergekit(file)
+
+
 def test_a_file_alone_is_enough_on_the_command_line(models, tmp_path, capsys):
     """Nothing but the file: the config's own experts, which are not there, are not asked for."""
     (tmp_path / "m.yaml").write_text(FILES["ties"].format(models))

@@ -291,6 +291,10 @@ def test_a_text_only_size_is_a_decoder(checkpoint, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
         assert torch.equal(again(ids).logits, reference(ids).logits)
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card and "vision tower | none" in card
+    example = card.split("```python")[1].split("```")[0].replace("max_new_tokens=1024", "max_new_tokens=2")
+    exec(example.replace("this directory", str(tmp_path / "export")), {})  # the lines for readers run as they stand
 
 
 def test_what_is_no_gemma3_is_refused(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import shutil
 import warnings
 
@@ -446,6 +447,14 @@ def test_an_adapter_and_its_folded_model_have_our_logits_in_peft_and_transformer
     written = load_file(tmp_path / "model" / "model.safetensors")
     of_base = load_file(case.directory / "model.safetensors")
     assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in of_base.items()}
+
+
+def test_cores_are_counted_where_a_process_has_no_affinity(checkpoint, monkeypatch):
+    """macOS, whose `os` lacks the call."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    case = checkpoint("qwen2_tied")
+    assert same(load_model(case.directory)[1], case.params)
 
 
 def test_a_path_never_asks_the_hub(checkpoint, tmp_path, monkeypatch):

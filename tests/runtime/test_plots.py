@@ -57,13 +57,3 @@ def test_what_a_step_logs_by_specialty_and_of_perception_has_a_panel(tmp_path):
         log.log(step, {"specialties/AM/reward": 0.1, "specialties/BS/reward": 0.2, "perception_kl": 0.01 * step})
     log.close()
     assert [path.stem for path in plots.draw_run(tmp_path)] == ["reward_by_specialty", "perception"]
-
-
-def test_learning_curve_of_seeds(tmp_path):
-    for seed, gain in enumerate((0.1, 0.2, 0.3)):
-        write_run(tmp_path / str(seed), gain)
-    seeds = [metrics.read(tmp_path / str(seed)) for seed in range(3)]
-    path = plots.learning_curve({"GBA": seeds, "one seed": seeds[:1]}, tmp_path / "docs" / "curve.png")
-    assert Image.open(path).width == 960
-    band = plots._band([{1: 0.1, 2: 0.2}, {1: 0.3, 2: 0.6, 3: 1.0}])
-    assert band == ([1, 2], [0.1, 0.2], [pytest.approx(0.2), pytest.approx(0.4)], [0.3, 0.6])

@@ -26,8 +26,6 @@ class Benchmark:
     items: Sequence[Case]  # in the file's order
     # label -> {its value: heading}, in the order of the paper's table; empty where it has the total only
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    # of the headline: "micro" (mean over items) or "macro" (mean of the means by the first label's values)
-    metric: str = "micro"
     # what was counted (`census.count`), with what differs from the published counts
     census: Mapping[str, Any] = field(default_factory=dict)
 

@@ -40,7 +40,6 @@ class Spec:
     choose: Callable[[list[Case], str], list[Case]] | None = None
     strata: tuple[str, ...] = ()  # labels by which `limit` draws in proportion
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # see `Benchmark`
-    metric: str = "micro"  # see `Benchmark`
     # (split, subset) -> counts to hold the census against
     published: Callable[[str, str], Mapping[str, Any]] = lambda split, subset: {}
     licence: str = ""  # of the data, and where it was read
@@ -179,29 +178,29 @@ def load(
     if known.choose is not None:
         items = known.choose(items, split)
     items = subsets.stratified(items, limit, seed, known.strata)
-    return Benchmark(known.name, known.title, tuple(items), known.columns, known.metric, counted)
+    return Benchmark(known.name, known.title, tuple(items), known.columns, counted)
 
 
 def load_entry(entry: str, **settings: Any) -> Benchmark:
     """`load` of "name[:subset][@split][=source]", as configs write it; `settings` are its other arguments."""
-    name, part, split, source = _parts(entry)
-    return load(name, source, split=split, subset=part, **settings)
+    name, subset, split, source = entry_parts(entry)
+    return load(name, source, split=split, subset=subset, **settings)
 
 
 def published_items(entry: str) -> int:
     """Items of an entry by its authors' count, without its files; 0 where none is known. Raises as `load_entry`."""
-    name, part, split, _ = _parts(entry)
+    name, subset, split, _ = entry_parts(entry)
     known = spec(name)
     split = _one_of("split", split, known.splits, known.name)
-    return known.published(split, _one_of("subset", part, known.subsets, known.name)).get("items", 0)
+    return known.published(split, _one_of("subset", subset, known.subsets, known.name)).get("items", 0)
 
 
-def _parts(entry: str) -> tuple[str, str, str, str]:
+def entry_parts(entry: str) -> tuple[str, str, str, str]:
     """Name, subset, split and source of an entry."""
     key, _, source = entry.partition("=")
     rest, _, split = key.partition("@")
-    name, _, part = rest.partition(":")
-    return name, part, split, source
+    name, _, subset = rest.partition(":")
+    return name, subset, split, source
 
 
 def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case], list[str], list[str], int]:

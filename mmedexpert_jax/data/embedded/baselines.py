@@ -8,6 +8,7 @@ import numpy as np
 
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.data.case_files import load_cases
+from mmedexpert_jax.report.text_tables import markdown
 
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 
@@ -74,12 +75,11 @@ def _mean(hits: Sequence[float], chosen: list[bool]) -> float:
 
 def table(train: list[Case], test: list[Case]) -> str:
     """The accuracies as a Markdown table, in per cent."""
-    heads = ["baseline", "all", *SPECIALTIES, "text", "image"]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    lines += [
-        f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |" for name, values in rows(train, test)
-    ]
-    return "\n".join(lines)
+    heads = ("all", *SPECIALTIES, "text", "image")
+    shares = [(name, (100 * value for value in values)) for name, values in rows(train, test)]
+    return markdown([{"baseline": name, **dict(zip(heads, each, strict=True))} for name, each in shares], 1).rstrip(
+        "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from mmedexpert_jax.data.case_files import load_cases
 from mmedexpert_jax.data.embedded import baselines
 from mmedexpert_jax.data.embedded.recipe import TASKS
 from mmedexpert_jax.report import pages
+from mmedexpert_jax.report.text_tables import markdown
 
 
 def write_card(directory: Path) -> None:
@@ -24,8 +25,7 @@ def write_card(directory: Path) -> None:
 
 
 def _table(heads: list[str], lines: list[list[object]]) -> str:
-    out: list[list] = [list(heads), ["---"] * len(heads), *lines]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in out)
+    return markdown([dict(zip(heads, line, strict=True)) for line in lines]).rstrip("\n")
 
 
 def _counts(cases: dict[str, list[Case]]) -> str:

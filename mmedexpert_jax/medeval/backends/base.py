@@ -3,18 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from mmedexpert_jax.errors import DataError, Interrupted
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.rollout import Reply
 
 OnReply = Callable[[int, list[Reply]], None]
 Refuse = Callable[[int, DataError], None]
-
-
-def stop_if(interrupted: Callable[[], int | None]) -> None:
-    """Raises Interrupted where a signal came."""
-    if signum := interrupted():
-        raise Interrupted("stopped; what was answered is stored, and the same command goes on", signum)
+STOPPED = "stopped; what was answered is stored, and the same command goes on"
 
 
 class Backend(Protocol):

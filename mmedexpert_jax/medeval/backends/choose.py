@@ -66,18 +66,19 @@ def _fetched(repository: str, folder: str) -> str:
 
 def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Backend:
     from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
-    from mmedexpert_jax.remote import Answers, Endpoint
+    from mmedexpert_jax.remote import Answers
+    from mmedexpert_jax.remote.protocol import endpoint
 
     if not target.url:
         raise ConfigError(f"{target.name} is asked through an endpoint: set config.endpoint.url, or name MODEL@URL")
-    fields = config.endpoint.to_dict() | {"url": target.url}
-    endpoint = Endpoint(
+    asked = endpoint(
+        config.endpoint,
+        url=target.url,
         model=target.model,
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p if config.temperature > 0 and config.top_p < 1 else None,
         seed=config.seed,
-        **fields,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    return EndpointBackend(endpoint, Answers(folder / "attempts.sqlite"), run.interrupted)
+    return EndpointBackend(asked, Answers(folder / "attempts.sqlite"), run.interrupted)

@@ -1,4 +1,4 @@
-"""Answers by this project's engine: checkpoints of the Qwen2-VL family, run directories and adapters."""
+"""Answers by this project's engine: checkpoints of `models.FAMILIES`, run directories and adapters."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import jax
 
 from mmedexpert_jax import border
-from mmedexpert_jax.errors import DataError, NotFinite
-from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
+from mmedexpert_jax.errors import DataError, NotFinite, stop_if
+from mmedexpert_jax.medeval.backends.base import STOPPED, OnReply, Refuse
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.models.load import chosen_reading, folders
@@ -51,7 +51,7 @@ class JaxBackend:
         try:
             for number, replies in self._engine(num_samples).answer(conversations, ids, names, refuse):
                 on_reply(number, replies)
-                stop_if(self._interrupted)
+                stop_if(self._interrupted, STOPPED)
         except NotFinite:
             raise NotFinite(self._path) from None
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax.config.fields import HUB_ID
-from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.medeval.backends.base import OnReply, Refuse, stop_if
+from mmedexpert_jax.errors import ConfigError, DataError, stop_if
+from mmedexpert_jax.medeval.backends.base import STOPPED, OnReply, Refuse
 from mmedexpert_jax.medeval.backends.jax_engine import content_hash
 from mmedexpert_jax.medeval.prompt_styles import Messages, Question, opened
 from mmedexpert_jax.processing.images import open_image
@@ -40,7 +40,7 @@ class TransformersBackend:
         order = sorted(range(len(asked)), key=lambda number: -lengths[number])
         size = 1 if self._settings.temperature > 0 else self._settings.batch_size
         for start in range(0, len(order), size):
-            stop_if(self._interrupted)
+            stop_if(self._interrupted, STOPPED)
             numbers, conversations = [], []
             for number in order[start : start + size]:
                 try:

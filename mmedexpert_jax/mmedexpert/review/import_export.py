@@ -20,7 +20,6 @@ from mmedexpert_jax.mmedexpert.review.checks import problems
 from mmedexpert_jax.mmedexpert.review.events import Event, append, dumps, since
 from mmedexpert_jax.mmedexpert.review.review_traces import encoded
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
-from mmedexpert_jax.runtime import files
 
 NAMESPACE = uuid.UUID("6f0f8f8e-3c0d-4d0a-9a53-6f7a4e0f7a11")  # of ids that are a function of what they name
 
@@ -146,7 +145,7 @@ def write_trail(store: Store, traces: Sequence[Trace], folder: Path) -> list[Pat
         rows.append(row | {"status": status(of_trace, needed)} | (asdict(found) if found else empty))
     paths = [folder / "verdicts.jsonl", folder / "events.jsonl"]
     for path, lines in zip(paths, (rows, [asdict(event) for event in events]), strict=True):
-        files.write_text(path, "".join(dumps(line) + "\n" for line in lines))
+        border.write_jsonl(path, lines)
     return paths
 
 
