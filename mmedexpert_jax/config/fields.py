@@ -161,6 +161,13 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+# Values of them -> ours.
+VALUES = {
+    "4bit": "nf4", "4": "nf4", "int4": "nf4", "fp4": "nf4", "bnb": "nf4", "qlora": "nf4", "8bit": "int8", "8": "int8",
+    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "ppo": "grpo",
+}  # fmt: skip
+
+
 def elsewhere(name: str, fields: list[str]) -> str:
     """The field of ours among `fields` that other tools call `name`; empty where there is none."""
     ours = ELSEWHERE.get(name.lower().replace("-", "_"), "").split()
@@ -201,6 +208,9 @@ def named_path(entry: str) -> tuple[str, str]:
 
 def named_devices(name: str) -> tuple[str, int]:
     """Kind and number of the devices that `plan_mesh` names. Raises ConfigError for another name."""
-    if not (found := re.fullmatch(r"(a100|h100|v5e)[x-]([1-9]\d*)", name)):
-        raise ConfigError(f"config.plan_mesh={name} is unknown; give a100, h100 or v5e and a number, such as a100x8")
+    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p)[x-]([1-9]\d{0,3})", name.lower())):
+        raise ConfigError(
+            f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e or v5p and a number up to 9999, such as "
+            "a100x8"
+        )
     return found[1], int(found[2])

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import ELSEWHERE
-from mmedexpert_jax.config.job_config import flatten, is_field, locate, presets_of, split_spec
+from mmedexpert_jax.config.job_config import field_of, flatten, is_field, locate, presets_of, split_spec
 from mmedexpert_jax.errors import ConfigError
 
 COUNT = "--processes"
@@ -48,7 +48,7 @@ def parse_flags(argv: list[str]) -> Flags:
         elif argument in SWITCHES:
             setattr(flags, argument[2:], True)
         elif name.startswith("--config.") and len(name) > len("--config."):
-            flags.overrides.append((name[len("--config.") :], value if equals else _value(rest)))
+            flags.overrides.append((name[len("--config.") :].strip(), value if equals else _value(rest)))
         elif name == COUNT:
             flags.processes = _count(value if equals else _value(rest))
         elif name in ("--config", "--overrides"):
@@ -95,10 +95,12 @@ def _not_understood(argument: str, following: str, config: str) -> str:
     argument = border.cut(argument)
     name, equals, value = argument.lstrip("-").partition("=")
     value = value or border.cut(following)
+    name, value = name.strip(" +~"), value.strip()
     key = name.removeprefix("config.")
     if equals and key and (key != name or not argument.startswith("-")):
         return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
     if argument.startswith("-") and (field := _field_called(name)):
+        value = value or ("true" if field_of(field).default is False else "VALUE")
         return f"unknown flag {argument!r}; did you mean --config.{field}={value}? fields are set by --config.key=value"
     close = difflib.get_close_matches("--" + name, ["--config", "--overrides", COUNT, *SWITCHES], n=1, cutoff=0.75)
     if argument.startswith("-") and close:

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import io
 import math
+import os
 import re
 import runpy
 import tokenize
@@ -25,7 +26,7 @@ PRESETS_FILE = Path(__file__).with_name("presets.py")
 FIXED = ("job", "preset")  # fields that name the config; a config file sets them
 
 
-def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+def load_config(spec: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Loads `path[:preset]` with overrides, as the command line does.
 
     Args:
@@ -38,7 +39,7 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> Config
     Raises:
         ConfigError: no such file, preset or key, or a value of the wrong type.
     """
-    config = read_config(spec)
+    config = read_config(os.fspath(spec))
     override(config, flatten(overrides or {}))
     return config
 
@@ -177,6 +178,8 @@ def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
     """
     known = fields(config)
     for key, value in pairs:
+        if key in FIXED and value == config.get(key):  # of the config.json of a run
+            continue
         if key in FIXED:
             raise ConfigError(f"config.{key} names the config itself; choose it by --config=configs/<job>.py:<preset>")
         if key not in known:
@@ -214,12 +217,18 @@ def in_words(kind: type, optional: bool) -> str:
     return _EXPECTED.get(kind, kind.__name__) + (" or none" if optional else "")
 
 
-def field_docs(path: Path) -> dict[str, str]:
-    """Comments of the fields that a config file assigns, its shared base and the stages it takes in included.
+def field_docs(path: Path, job: str = "") -> dict[str, str]:
+    """Comments of the fields that a config file assigns, its shared base and the stages it takes in included, and those
+    of the package's own config of the `job` that it is of.
 
-    A field's comment stands at the end of its assignment or on the lines right above it.
+    A field's comment stands at the end of its assignment or on the lines right above it. One under an `if`, of a
+    preset, counts where the field has no other.
     """
-    docs = _comments(PRESETS_FILE) | _comments(path)
+    own = next((file for folder in search_folders()[1:] if (file := folder / "configs" / f"{job}.py").is_file()), path)
+    docs = _comments(PRESETS_FILE) if own == path else field_docs(own)
+    docs = docs | _comments(path)
+    for file in (PRESETS_FILE, path):
+        docs = docs | {key: doc for key, doc in _comments(file, under_if=True).items() if key not in docs}
     for key, job in _stages(path).items():
         docs |= {f"{key}.{name}": doc for name, doc in field_docs(find_config(f"configs/{job}.py")).items()}
     return docs
@@ -314,8 +323,8 @@ def _source(path: Path) -> str:
     return importlib.util.decode_source(border.read_bytes(path, 1 << 20, ConfigError))
 
 
-def _comments(path: Path) -> dict[str, str]:
-    """Comments beside the assignments `config.a.b = ...` of one file, by dotted key."""
+def _comments(path: Path, under_if: bool = False) -> dict[str, str]:
+    """Comments beside the assignments `config.a.b = ...` of one file, by dotted key: under an `if`, or the rest."""
     source = _source(path)
     lines = source.splitlines()
     comments: dict[int, str] = {}
@@ -323,8 +332,10 @@ def _comments(path: Path) -> dict[str, str]:
         if token.type == tokenize.COMMENT:
             comments[token.start[0]] = token.string.lstrip("# ")
     docs: dict[str, str] = {}
-    for node in ast.walk(_parse(path)):
-        if not isinstance(node, ast.Assign) or not (key := _dotted(node.targets[0])):
+    every = list(ast.walk(_parse(path)))
+    inner = {node for branch in every if isinstance(branch, ast.If) for node in ast.walk(branch)}
+    for node in every:
+        if not isinstance(node, ast.Assign) or not (key := _dotted(node.targets[0])) or (node in inner) != under_if:
             continue
         end = node.end_lineno or node.lineno
         above: list[str] = []
@@ -408,6 +419,7 @@ def _to_bool(value: Any, _: Any) -> bool:
 
 
 def _to_str(value: Any, _: Any) -> str:
+    value = os.fspath(value) if isinstance(value, Path) else value
     if isinstance(value, str) and "\0" not in value:
         value.encode()  # argv may hold bytes that are no UTF-8, as halves of surrogate pairs: a ValueError here
         return value

@@ -16,6 +16,7 @@ from mmedexpert_jax.config.fields import (
     BENCHMARK,
     HUB_ID,
     SPECIALTIES,
+    VALUES,
     Field,
     elsewhere,
     facts_of,
@@ -150,7 +151,8 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
     if wrong and not (field.own and "." in str(value)):
         text = str(wrong[0])[:100]
         close = [choice for choice in field.choices if choice.lower() == text.lower()]
-        close = close or difflib.get_close_matches(text, field.choices, n=1, cutoff=0.5)
+        close = close or [name for name in (VALUES.get(text.lower()),) if name in field.choices]
+        close = close or difflib.get_close_matches(text, field.choices, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)
         raise ConfigError(f"config.{key}={border.cut(str(wrong[0]))} is unknown; {hint}choose one of {names}")

@@ -1,8 +1,9 @@
 """A case as a conversation: the one place where questions, guidelines and answers become text."""
 
-from mmedexpert_jax import answers
+from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
+from mmedexpert_jax.errors import ConfigError
 
 ANSWER_FORMAT = (
     "Think in numbered statements inside <think></think>, then give the letter of the answer inside <answer></answer>."
@@ -15,6 +16,8 @@ def question(case: Case, paradigm: str | None = None, guideline: str | None = No
     """The user's turn: question, lettered options, guideline text, the paradigm's instruction, answer format."""
     options = "\n".join(answers.lettered(case.options))
     instruction = ANSWER_FORMAT.replace(ANSWERS["choice"], ANSWERS[case.kind])
+    if paradigm and paradigm not in PARADIGMS:
+        raise ConfigError(f"no paradigm {border.shown(paradigm)}; choose one of {', '.join(PARADIGMS)}")
     if paradigm:
         instruction = f"{PARADIGMS[paradigm].instruction} {instruction}"
     return "\n".join(part for part in (case.question, options, guideline, instruction) if part)

@@ -118,6 +118,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return "error: a path begins with ~ and the name of nobody here; write the folder out", 2
     if isinstance(error, ValueError) and text.startswith("embedded null"):  # of any call that takes a path
         return "error: a path holds a zero byte, which no file's name can; write it out", 2
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd
+        return "error: the current folder is gone; cd to one that is there", 4
     if isinstance(error, PermissionError):
         return f"error: {error.strerror}: {error.filename}; fix its permissions or choose another path", 4
     if isinstance(error, OSError) and error.filename is not None:
@@ -151,7 +153,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
     config = configs.read_config(flags.config)
     configs.override(config, flags.overrides)
     if flags.list_config:
-        docs = configs.field_docs(configs.locate(flags.config))
+        docs = configs.field_docs(configs.locate(flags.config), config.get("job", ""))
         return say(configs.format_config(config, docs, tall=sys.stdout.isatty()))
     if flags.processes > 1 and config.get("job") in ALONE:
         raise ConfigError(f"the job {config.job} answers in one process; leave out {COUNT}={flags.processes}")

@@ -106,8 +106,10 @@ def _command(name: str, *arguments: str) -> str:
 def _known(word: str) -> int:
     """0 for a first word that is a job's name, or has another form; raises ConfigError for the name of none."""
     name, *_ = word.split(":")
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        return 0
     names = [*(path.stem for path in configs.available().values()), *COMMANDS]
-    if name in names or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+    if name in names:
         return 0
     meant = name.lower()
     close = [JOBS_ELSEWHERE[meant]] if meant in JOBS_ELSEWHERE else difflib.get_close_matches(meant[:100], names, n=1)
@@ -219,10 +221,14 @@ def side_by_side(folders: Sequence[str]) -> str:
             raise ConfigError(f"{border.cut(str(path), 200)} is no run directory; give folders such as runs/gba-mini")
     names = [str(path) for path in paths]
     configs = [dict(flatten(saved_config(path))) for path in paths]
+    for path in (path for path, config in zip(paths, configs, strict=True) if not config):
+        cli.complain(f"{path / 'config.json'} is missing or damaged: its fields are not compared")
+    known = [name for name, config in zip(names, configs, strict=True) if config]
+    configs = [config for config in configs if config]
     keys = dict.fromkeys(key for config in configs for key in config if key != "workdir")
     different = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     fields = [
-        {"field": key} | {name: border.shown(config.get(key), 40) for name, config in zip(names, configs, strict=True)}
+        {"field": key} | {name: border.shown(config.get(key), 40) for name, config in zip(known, configs, strict=True)}
         for key in different
     ]
     columns = [_figures(path) for path in paths]
@@ -230,7 +236,8 @@ def side_by_side(folders: Sequence[str]) -> str:
         {"": row} | {name: column.get(row, "-") for name, column in zip(names, columns, strict=True)}
         for row in dict.fromkeys(row for column in columns for row in column)
     ]
-    head = text_tables.aligned(fields) if fields else "the configs are the same but for their workdir"
+    same = "the configs are the same but for their workdir" if len(known) > 1 else "no two configs to compare"
+    head = text_tables.aligned(fields) if fields else same
     return f"{head}\n\n{text_tables.aligned(rows)}"
 
 

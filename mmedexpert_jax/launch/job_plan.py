@@ -20,11 +20,13 @@ from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.processing.images import in_turn
 from mmedexpert_jax.runtime import metrics
-from mmedexpert_jax.runtime.run import finished
+from mmedexpert_jax.runtime.run import finished, over
 from mmedexpert_jax.runtime.threads import in_order
 
 INSTALLED = ("mini", "smollm2")  # models of packages
 STAGED = ("pipeline", "ablation")  # jobs of several stages
+REPEATABLE = ("dataset", "evaluate", *STAGED)  # they reuse what is done and may be run again
+TRAINED = ("dsa", "gba", "pretrain")
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
 COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
@@ -40,15 +42,21 @@ def describe(config: ConfigDict) -> str:
     if config.get("mergekit"):
         config = _as_its_file_says(config)
     run = Path(config.workdir)
+    ended = config.job not in REPEATABLE and not config.fresh and over(run, config)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
+    if ended:
+        more = ", steps= goes on" if config.job in TRAINED else ""
+        state = f"is finished: nothing is left; fresh=True starts over{more}"
     lines = [f"job      {config.job} (preset {config.preset})"]
     counts: dict[str, Counter | str] = {}
+    asked = 0
     if "data" in config:
         counts, images = _counts(config)
         if config.job == "evaluate":
             from mmedexpert_jax.medeval import eval_plan as evaluation
 
-            lines += evaluation.describe(config)
+            said, asked = evaluation.describe(config)
+            lines += said
         else:
             lines += [f"model    {config.model.path}", *(f"cases    {line}" for line in _census(counts, images))]
         if config.job == "ablation":
@@ -60,8 +68,10 @@ def describe(config: ConfigDict) -> str:
         from mmedexpert_jax.data import contamination_job
 
         lines += contamination_job.describe(config)
-    lines += [f"workdir  {run}: {state}", *_hours(config, counts), *_advice(config, counts), *_changed(config)]
-    return "\n".join([*lines, f"nothing was run; without plan it starts; fields: mmedexpert {config.job} --help"])
+    lines += [f"workdir  {run}: {state}", *([] if ended else _hours(config, counts, asked))]
+    lines += [*_advice(config, counts), *_changed(config)]
+    start = "" if ended else "without plan it starts; "
+    return "\n".join([*lines, f"nothing was run; {start}fields: mmedexpert {config.job} --help"])
 
 
 def _as_its_file_says(config: ConfigDict) -> ConfigDict:
@@ -220,8 +230,11 @@ def beyond_positions(config: ConfigDict) -> Iterator[str]:
             )
 
 
-def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str]:
-    """The line on the time and the money of what is left: by measured steps of this run, else by the roofline."""
+def _hours(config: ConfigDict, counts: dict[str, Counter | str], planned: int) -> Iterator[str]:
+    """The line on the time and the money of what is left: by measured steps of this run, else by the roofline.
+
+    `planned`: the answers of an evaluation, controls and other models included; 0 of any other job.
+    """
     from mmedexpert_jax.plan import budget, hardware, hours
 
     if config.job == "ablation":  # projects its own, from the stages that are done
@@ -232,9 +245,11 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str
         steps = budget.training_steps(config, train)
         step, rest = hours.measured(config, steps)
         if step:
-            yield f"time     about {hours.readable(rest)} left of {steps:,} steps: {step:.1f} s each, measured here"
+            money = hours.money(rest, hardware.find(""), config.price)
+            left_of = f"left of {steps:,} steps{money}: {step:.1f} s each, measured here"
+            yield f"time     about {hours.readable(rest)} {left_of}"
             return
-    taken = 0.0
+    taken, looked = 0.0, False
     try:
         for stage in left(config):
             if stage.job not in ("dsa", "gba", "evaluate") or not isinstance(train, Counter):
@@ -250,12 +265,15 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str]) -> Iterator[str
                 for entry in entries
             )
             asked = min(stage.limit or answers, answers) * (1 + len(stage.get("compare", ())))
-            taken += hours.seconds(stage, train, asked)
+            asked = planned // stage.num_samples if planned else asked
+            looked, taken = True, taken + hours.seconds(stage, train, asked)
         devices = hardware.find(config.get("plan_mesh", ""))
     except (DataError, RemoteError):
         return
     if taken:
         yield hours.line(taken, devices, config.get("price", 0.0), "all at its limits, by the roofline")
+    elif looked and not all(hours.roofline(devices)):
+        yield f"time     not known for {hours.name_of(devices)}, of which no figures are here; a few steps measure it"
 
 
 def _changed(config: ConfigDict) -> Iterator[str]:

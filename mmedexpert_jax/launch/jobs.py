@@ -21,6 +21,7 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.job_plan import (
     COUNTED,
+    REPEATABLE,
     STAGED,
     adapter_folder,
     beyond_positions,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 # what only the stage collect of a dataset run writes
 COLLECTED = tuple(f"export/{name}" for name in ("rejected.jsonl", "duplicates.csv", "contamination.csv"))
-REPEATABLE = ("dataset", "evaluate", "pipeline", "ablation")  # they reuse what is done and may be run again
 DRIFTING = ("evaluate", "ablation")  # what they store is named by all that it depends on: any config may go on
 _HOME = re.compile(r"(?<![^=,+:])~[\w.-]*(?=/|$)")  # where a path begins, also one behind "name="
 _PROSE = ("question", "rubric")  # texts that are no paths

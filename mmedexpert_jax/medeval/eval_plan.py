@@ -35,8 +35,9 @@ class Load:
     completion: int
 
 
-def describe(config: ConfigDict) -> list[str]:
-    """The census of each benchmark; requests and tokens of each model on each; their sum.
+def describe(config: ConfigDict) -> tuple[list[str], int]:
+    """The census of each benchmark; requests and tokens of each model on each; their sum; and the number of answers of
+    models on devices of ours.
 
     Raises:
         ConfigError: an unknown benchmark, system or prompt, a name twice.
@@ -57,7 +58,8 @@ def describe(config: ConfigDict) -> list[str]:
                 text += f"; {more:,} of {len(items[key]):,} items are of controls"
             lines.append(f"{'':11}{key}, prompt {style(config, target)}: {text}{_stored(config, target, key)}")
             loads.append((target, load_))
-    return [*lines, *_sum(config, loads), *_judge(config, items, len(models(config)))]
+    ours = sum(load_.answers for target, load_ in loads if target.kind != "endpoint")
+    return [*lines, *_sum(config, loads), *_judge(config, items, len(models(config)))], ours
 
 
 def _items(config: ConfigDict, items: Sequence[Case]) -> list[Case]:

@@ -86,6 +86,8 @@ def origin(src: str | Path) -> str:
 
 def locate(src: str | Path) -> Path:
     """The local directory with the files of `src`: "mini", smollm2's package, a run's export, or from the hub."""
+    if not str(src):  # would be the current folder
+        raise DataError("the name of the model is empty; give a directory, a hub id (owner/name), mini or smollm2")
     if str(src) == "smollm2":
         from mmedexpert_jax.models import smollm2
 

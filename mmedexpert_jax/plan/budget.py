@@ -148,6 +148,10 @@ def _fix(config: ConfigDict, prefix: str, devices: Devices, factor: float) -> st
         if _fits(config, change, factor):
             together = change
             break
+    for step in reversed(steps):  # of several together, those that are not needed
+        fewer = {key: value for key, value in together.items() if key not in step}
+        if fewer and _fits(config, fewer, factor):
+            together = fewer
     if not together:
         return "no field fixes that; use devices with more memory or a smaller model"
     fields = {key if key.partition(".")[0] in SHARED else prefix + key: value for key, value in together.items()}
@@ -166,8 +170,11 @@ def _steps(config: ConfigDict, devices: Devices) -> Iterator[dict[str, Any]]:
         yield {"scan_layers": False}
         if config.job == "gba" and devices.count > 1:
             yield {"mesh.fsdp": devices.count, "shard": "optimizer"}
+        yield {"eval.every": -1}
         yield {"model.dtype": "bfloat16"}
         yield {"trainable": "lora"}
+        if config.trainable == "lora" and config.shard != "full" and config.mesh.tensor == 1:
+            yield {"model.quantize": "nf4"}
         if config.job == "gba":
             yield {"prompts_per_step": devices.count * config.minibatches}
         yield from ({"max_new_tokens": n} for n in (512, 256, 128) if n < config.max_new_tokens)

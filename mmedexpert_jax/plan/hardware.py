@@ -1,17 +1,20 @@
 """Devices that a plan counts for: those of this machine, or named ones that are not here."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh, AxisType
 
 from mmedexpert_jax.config.fields import named_devices
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.runtime.mesh import AXES, sizes
 
 # Memory of one device in bytes, as its vendor states it, and the share that JAX takes: on GPUs three quarters unless
-# XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (JAX's documentation on GPU memory), on TPUs all.
-MEMORY = {"a100": 80e9, "h100": 80e9, "v5e": 16e9}
-GPUS = ("a100", "h100", "gpu", "cuda")
+# a variable of FRACTION says otherwise (JAX's documentation on GPU memory), on TPUs all.
+MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "v5e": 16e9, "v5p": 95e9}
+GPUS = ("a100", "h100", "h200", "gpu", "cuda")
+FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # JAX's newer name goes first
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,17 @@ def find(name: str) -> Devices:
     if not name:
         return _here()
     kind, count = named_devices(name)
-    # 0.75 is what JAX preallocates of a GPU where nothing is said
-    fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if kind in GPUS else 1.0
-    return Devices(kind, count, int(MEMORY[kind] * fraction))
+    return Devices(kind, count, int(MEMORY[kind] * (_fraction() if kind in GPUS else 1.0)))
+
+
+def _fraction() -> float:
+    """The share of a GPU that JAX preallocates. Raises ConfigError."""
+    for name in FRACTION:
+        if text := os.environ.get(name, "").strip():
+            if not re.fullmatch(r"\d*\.?\d+|\d+\.", text) or not 0 < float(text) <= 1:
+                raise ConfigError(f"{name}={text} is no share of the memory; set it to a number up to 1, or unset it")
+            return float(text)
+    return 0.75  # where nothing is said
 
 
 def _here() -> Devices:

@@ -16,12 +16,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.plan import budget
-from mmedexpert_jax.plan.hardware import Devices
+from mmedexpert_jax.plan.hardware import MEMORY, Devices
 from mmedexpert_jax.runtime import costs, metrics
 
-# Bytes a second from the memory of one device, as its vendor states it, by JAX's name or that of `plan_mesh`.
-BANDWIDTH = {"a100": 2.0e12, "h100": 3.35e12, "h200": 4.8e12, "v5e": 0.82e12, "v5 lite": 0.82e12, "v5p": 2.77e12}
-NAMES = {"a100": "A100", "h100": "H100", "v5e": "TPU v5e"}  # of `plan_mesh` -> of `costs.PEAKS`
+# Bytes a second from the memory of one device, as its vendor states it, by the names of `costs.PEAKS`.
+BANDWIDTH = {
+    "V100": 0.9e12, "T4": 0.32e12, "L4": 0.3e12, "L40S": 0.864e12, "A10": 0.6e12, "A10G": 0.6e12, "A100": 2.0e12,
+    "H100": 3.35e12, "H200": 4.8e12, "TPU v4": 1.23e12, "TPU v5 lite": 0.82e12, "TPU v5e": 0.82e12,
+    "TPU v5p": 2.77e12, "TPU v5": 2.77e12, "TPU v6": 1.64e12, "TPU v6e": 1.64e12,
+}  # fmt: skip
 # Shares of the roofline that are assumed: matrix products of a training step at a third of the peak and decoding at
 # half of the bandwidth are what well-kept trainers reach; a first step's time replaces them.
 UPDATE_FRACTION, DECODE_FRACTION = 0.33, 0.5
@@ -29,14 +32,19 @@ UPDATE_FRACTION, DECODE_FRACTION = 0.33, 0.5
 
 def roofline(devices: Devices) -> tuple[float, float]:
     """Operations and bytes a second of one device; zeros where it is not known. A CPU's are measured here."""
-    if devices.kind in NAMES:
-        return costs.vendors_peak(NAMES[devices.kind]), BANDWIDTH[devices.kind]
     if devices.kind == "cpu":
         return costs.peak_flops(), _bandwidth()
+    kind = name_of(devices)
+    return costs.figure(costs.PEAKS, kind), costs.figure(BANDWIDTH, kind)
+
+
+def name_of(devices: Devices) -> str:
+    """JAX's name of such devices, or that of `costs.PEAKS` of those that `plan_mesh` names."""
+    if devices.kind in MEMORY:
+        return f"TPU {devices.kind}" if devices.kind.startswith("v") else devices.kind
     import jax
 
-    kind = jax.devices()[0].device_kind.lower()
-    return costs.peak_flops(), next((rate for name, rate in BANDWIDTH.items() if name in kind), 0.0)
+    return jax.devices()[0].device_kind
 
 
 @cache
@@ -62,7 +70,7 @@ def seconds(stage: ConfigDict, train: Mapping[str, int], answers: int = 0) -> fl
         return 0.0
     prompt, completion = stage.max_prompt_length, stage.max_new_tokens
     weights = needs.parameters * (4 if dtype == "float32" else 2)
-    used = devices.count if stage.job != "evaluate" else 1
+    used = 1 if stage.job == "evaluate" else devices.mesh(**stage.mesh).size
 
     def product(tokens: float, passes: float) -> float:
         return 2 * needs.parameters * tokens * passes / (peak * UPDATE_FRACTION * used)
@@ -80,9 +88,12 @@ def seconds(stage: ConfigDict, train: Mapping[str, int], answers: int = 0) -> fl
         updates = stage.inner_epochs * stage.minibatches
         passes = stage.inner_epochs * (looks * passes + bool(stage.beta)) + (updates > 1)
     found = product(steps * budget.tokens_per_step(stage), passes)
-    found += decoded(steps) if stage.job == "gba" else 0.0
+    if stage.job == "gba":
+        asked = stage.filter.samples * sum(number for name, number in train.items() if name != "image")
+        rows = stage.eval.batch_size * max(1, stage.filter.samples)
+        found += decoded(steps) + product(asked * (prompt + completion), 1) + decoded(np.ceil(asked / rows))
     if stage.eval.every >= 0:
-        times = 2 + (steps // stage.eval.every if stage.eval.every else 0)
+        times = 2 + ((steps - 1) // stage.eval.every if stage.eval.every else 0)
         held_out = times * min(stage.eval.limit or answers, answers) * stage.eval.num_samples
         found += product(held_out * (prompt + completion), 1) + decoded(np.ceil(held_out / stage.eval.batch_size))
     return found
@@ -108,9 +119,14 @@ def readable(taken: float) -> str:
 
 def line(taken: float, devices: Devices, price: float, what: str) -> str:
     """The line of a plan: time, devices, money at `price` dollars an hour and device, and where it is from."""
-    money = f", about {taken / 3600 * devices.count * price:,.2f} dollars" if price else ""
     source = "measured here" if devices.kind == "cpu" else "as its vendor states it"
     fractions = f"{UPDATE_FRACTION:.0%} of peak and {DECODE_FRACTION:.0%} of bandwidth, {source}"
     return (
-        f"time     about {readable(taken)} on {devices.count} x {devices.kind}{money}: {what} ({fractions}; not a run)"
+        f"time     about {readable(taken)} on {devices.count} x {devices.kind}{money(taken, devices, price)}: {what} "
+        f"({fractions}; not a run)"
     )
+
+
+def money(taken: float, devices: Devices, price: float) -> str:
+    """Words on the dollars of so many seconds at `price` an hour and device; none where it is 0."""
+    return f", about {taken / 3600 * devices.count * price:,.2f} dollars" if price else ""

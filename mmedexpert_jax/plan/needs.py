@@ -174,9 +174,11 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     if sharded:
         widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
         gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
+    # as the sampler folds deltas (rollout/generate.py): into float32, and not into small weights
+    folds = dtype == "float32" and config.model.quantize == "none"
+    copy = {"policy's copy": policy} if full or folds else {}
     if gba:
         count = cdiv(split.prompts(config), row_shards(mesh))
-        copy = {"policy's copy": policy} if full or dtype == "float32" else {}
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
     found.phases["update"] = (
         gathered
@@ -188,7 +190,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     if config.eval.every >= 0:
         asked = cdiv(config.eval.batch_size, row_shards(mesh) if sharded else 1)
         sampled = _sampling(shape, dtype, config, asked, config.eval.num_samples)
-        found.phases["evaluation"] = gathered | {"policy's copy": policy} | sampled
+        found.phases["evaluation"] = gathered | copy | sampled
 
 
 def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:

@@ -23,7 +23,9 @@ PEAKS = {
     "V100": 125e12,
     "T4": 65e12,
     "L4": 121e12,
+    "L40S": 362e12,
     "A10": 125e12,
+    "A10G": 70e12,
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
@@ -164,7 +166,12 @@ def peak_flops() -> float:
 
 def vendors_peak(kind: str) -> float:
     """Operations per second of a device of JAX's name `kind`, of PEAKS; 0 where it has none."""
-    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), 0.0)
+    return figure(PEAKS, kind)
+
+
+def figure(table: Mapping[str, float], kind: str) -> float:
+    """The figure of a device of JAX's name `kind` in a table by names; 0 where it has none."""
+    return next((value for name, value in table.items() if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), 0.0)
 
 
 def _device_peak() -> int | None:

@@ -45,12 +45,13 @@ def hints(rows: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
             f"{clipped:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
             "rewards.length or mask_truncated"
         )
-    kl, before = _recent(steps, "kl"), [row["kl"] for row in steps[:-RECENT] if "kl" in row]
-    if before and kl > max(KL_FLOOR, RUNAWAY * statistics.median(before)):
-        times = kl / max(statistics.median(before), 1e-9)
+    # a LoRA begins at the reference, with a KL of 0 from which any other is a multiple
+    kl, before = _recent(steps, "kl"), [row["kl"] for row in steps[RECENT:-RECENT] if "kl" in row]
+    usual = max(statistics.median(before), KL_FLOOR / RUNAWAY) if before else float("nan")
+    if kl > RUNAWAY * usual:
         found["KL"] = (
-            f"the KL to the reference is {kl:.3g} nats a token, {times:.0f} times its median before: "
-            "lower lr, raise beta"
+            f"the KL to the reference is {kl:.3g} nats a token, {kl / usual:.0f} times {usual:.2g}, its median before "
+            "or the least that counts: lower lr, raise beta"
         )
     form, right = _rise(steps, "rewards/format/mean"), _rise(steps, "rewards/accuracy/mean")
     if form > ROSE and right < STOOD:  # the reward of the form may be all that is climbed
@@ -76,9 +77,12 @@ def _recent(steps: Sequence[Mapping[str, float]], name: str) -> float:
 
 
 def _rise(steps: Sequence[Mapping[str, float]], name: str) -> float:
-    """Of a metric from the first tenth of the steps to the last; NaN where these are fewer than two tenths."""
+    """Of a metric from the first tenth of the steps to the last; NaN where these are fewer than two tenths, or one of
+    them has no such metric."""
     tenth = max(RECENT, len(steps) // 10)
     if len(steps) < 2 * tenth:
         return float("nan")
-    first, last = ([row.get(name, 0.0) for row in part] for part in (steps[:tenth], steps[-tenth:]))
+    first, last = ([row[name] for row in part if name in row] for part in (steps[:tenth], steps[-tenth:]))
+    if not (first and last):
+        return float("nan")
     return statistics.fmean(last) - statistics.fmean(first)

@@ -55,11 +55,15 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """
     found = []
     for number, line in border.read_lines(path) if path.exists() else ():
+        if not line.strip():
+            continue
         try:
             row = border.parse_json(line, f"{path} line {number}", dict[str, Any])
             if not line.endswith(b"\n"):
                 break
-            border.check(row.get("step"), int, f"{path} line {number}: key step")
+            step = row.get("step")
+            whole = int(step) if isinstance(step, float) and step.is_integer() else step  # as pandas may write it
+            row["step"] = border.check(whole, int, f"{path} line {number}: key step")
         except DataError as error:
             if line.endswith(b"\n"):
                 print(f"{border.cut(str(error), 200)}; the row is left out", file=sys.stderr, flush=True)

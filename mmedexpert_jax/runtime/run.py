@@ -429,14 +429,19 @@ def _changes(path: Path, config: dict) -> dict[str, tuple[Any, Any]]:
     return {key: pair for key, pair in drift if key in named and not _allowed(_resumes(key, config), *pair)}
 
 
+def over(workdir: str | os.PathLike, config: Any) -> bool:
+    """True where a run has ended, of a job that is done once, and this config lets nothing go on."""
+    path, plain = Path(workdir).expanduser(), files.plain(config)
+    status = finished(path)
+    return bool(status) and not _grown(path, plain) and not _goes_back(path, plain, status)
+
+
 def settled(workdir: str | os.PathLike, config: Any) -> str:
     """The fields that `allow_changes` names in vain, as the run has them, since it has ended and nothing is trained
     with others; empty where there are none."""
     path, plain = Path(workdir).expanduser(), files.plain(config)
-    if not (changes := _changes(path, plain)) or not (status := finished(path)):
-        return ""
-    goes_on = _grown(path, plain) or _goes_back(path, plain, status)
-    return "" if goes_on else "; ".join(_differ(*item) for item in changes.items())
+    changes = _changes(path, plain)
+    return "; ".join(_differ(*item) for item in changes.items()) if over(path, plain) else ""
 
 
 def _differ(key: str, pair: tuple[Any, Any]) -> str:
@@ -481,6 +486,8 @@ def refuse_folder(workdir: str | os.PathLike, job: str) -> None:
     place = next(part for part in (path, *path.parents) if part.exists() or part.is_symlink())
     if not place.is_dir():
         raise files.unwritable(path, errno.EEXIST if place == path else errno.ENOTDIR)
+    if not os.access(place, os.W_OK):
+        raise files.unwritable(path, errno.EACCES)
     if place == path:
         _refuse_foreign(path, job)
 

@@ -313,3 +313,18 @@ def test_the_listing_has_key_type_value_and_doc():
     assert table["clip_high"].split()[:3] == ["clip_high", "float?", "none"]
     assert "appendix B" in table["beta"] and table["workdir"].split()[2] == '""'
     assert set(table) - {"key"} == set(configs.fields(config))
+
+
+def test_a_presets_remark_is_not_the_meaning_of_a_field_and_an_own_file_has_the_jobs(tmp_path):
+    assert configs.field_docs(configs.locate("configs/gba.py"))["steps"] == "optimizer steps; 0: from epochs"
+    mine = tmp_path / "mine.py"
+    mine.write_text("def get_config():\n    config = read_config('configs/gba.py')\n    config.lr = 1  # mine\n")
+    docs = configs.field_docs(mine, "gba")
+    assert docs == configs.field_docs(configs.locate("configs/gba.py")) | {"lr": "mine"}
+
+
+def test_the_config_of_a_run_can_be_given_back(tmp_path):
+    config = load_config("configs/gba.py", {"job": "gba", "preset": "mini", "workdir": tmp_path})
+    assert config.workdir == str(tmp_path)
+    with pytest.raises(ConfigError, match="preset names the config itself"):
+        load_config(Path("configs/gba.py"), {"preset": "qwen2_vl_2b"})

@@ -232,3 +232,19 @@ def test_evaluations_of_other_cases_are_compared_over_those_that_are_the_same(tm
     (tmp_path / "b" / "export" / "rows" / "mine" / "model.jsonl").write_text("{}")
     assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 3
     assert "not the rows of an evaluation" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_gone_and_a_config_that_is_damaged_are_named(tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        config = configs.load_config("configs/gba.py", {"workdir": tmp_path / name})
+        with Run.open(tmp_path / name, config):
+            pass
+    (tmp_path / "b" / "config.json").write_text("")
+    text = console.compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "the configs are the same" not in text and "None" not in text
+    assert f"{tmp_path}/b/config.json is missing or damaged" in capsys.readouterr().err
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert console.main(["--version"]) == 0 and console.main(["gba", "--plan"]) == 4
+    assert "the current folder is gone" in capsys.readouterr().err

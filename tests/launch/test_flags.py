@@ -70,3 +70,12 @@ def test_an_overrides_file_holds_one_json_object(tmp_path, text):
     (tmp_path / "o.json").write_text(text)
     with pytest.raises(ConfigError, match=r"o\.json"):
         parse_flags([f"--overrides={tmp_path / 'o.json'}"])
+
+
+@pytest.mark.parametrize("argument", ["lr = 1e-5", "+lr=1e-5", "++lr=1e-5"])
+def test_a_suggested_flag_can_be_typed(argument):
+    with pytest.raises(ConfigError, match=r"did you mean --config\.lr=1e-5\?"):
+        parse_flags([argument])
+    assert parse_flags(["--config.lr = 1e-5"]).overrides == [("lr", " 1e-5")]
+    with pytest.raises(ConfigError, match=r"--config\.remat=true\?"):
+        parse_flags(["--remat"])

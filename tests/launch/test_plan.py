@@ -141,7 +141,7 @@ def test_the_smallest_mend_is_one_change_where_one_suffices(devices, fields, men
 
 
 def test_what_nothing_mends_is_said(capsys):
-    arguments = ["--config=configs/dsa.py:lingshu_7b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
+    arguments = ["--config=configs/dsa.py:medgemma_27b", "--config.plan=True", "--config.plan_mesh=v5e-8"]
     assert main(arguments) == 4
     assert "no field fixes that" in capsys.readouterr().err
 
@@ -249,7 +249,7 @@ def test_an_update_is_compiled_for_devices_that_are_not_here(little, devices, pl
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(ConfigError, match="a100, h100 or v5e"):
+    with pytest.raises(ConfigError, match="a100, h100, h200, v5e or v5p"):
         hardware.find("a100")
 
 
@@ -283,3 +283,25 @@ def test_a_pipeline_that_does_not_fit_names_the_stage_and_fields_that_exist():
     mend = dict(part.removeprefix("--config.").split("=") for part in str(refused.value).split() if "=" in part)
     assert "model.dtype" in mend, "a field that all stages share has no stage's name before it"
     check(load_config("configs/pipeline.py:qwen2_vl_2b", wide | mend))
+
+
+@pytest.mark.parametrize("job", ["dsa", "gba"])
+def test_the_27b_of_the_readme_fits_one_device_of_80_gb_and_what_would_make_it_is_said(job):
+    base = {"plan_mesh": "h100x1"} | ({"specialty": "AM"} if job == "dsa" else {})
+    (asked,) = re.findall(r"27B: `(.+?)`", (ROOT / "README.md").read_text())
+    fields = dict(part.split("=") for part in asked.split())
+    fitting = load_config(f"configs/{job}.py:medgemma_27b", base | fields)
+    assert problem(fitting, "") == ""
+    assert "policy's copy" not in count(fitting)[0].phases["evaluation"], "deltas stay beside small weights"
+    assert "model.quantize=nf4" in problem(load_config(f"configs/{job}.py:medgemma_27b", base), "")
+
+
+@pytest.mark.parametrize("text", ["abc", "nan", "2", "0", "-1"])
+def test_the_share_of_a_gpu_is_a_number_under_either_name_of_jax(monkeypatch, text):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
+    assert hardware.find("H100x1").memory == 60e9, "an empty variable says nothing"
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".95")
+    assert hardware.find("h100x1").memory == 76e9 and hardware.find("v5p-8").memory == 95e9
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", text)
+    with pytest.raises(ConfigError, match=f"XLA_CLIENT_MEM_FRACTION={text}"):
+        hardware.find("h100x1")

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +14,9 @@ from mmedexpert_jax.launch import console, load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import beyond_positions
 from mmedexpert_jax.models.locate import MINI
-from mmedexpert_jax.plan import hours
+from mmedexpert_jax.plan import hardware, hours
 from mmedexpert_jax.plan.budget import count, lines, problem
+from mmedexpert_jax.runtime import Run
 from tests.terminal import screen
 
 ALL = ("train", "dev", "test")
@@ -288,3 +290,51 @@ def test_the_passes_of_a_step_of_gba(fields, passes):
     drawn = products({"beta": 0.0}) * 3 - products({}) * 2  # what does not hang on the passes
     one = products({}) - products({"beta": 0.0})
     assert products(fields) == pytest.approx(drawn + passes * one)
+
+
+def test_the_roofline_counts_the_filter_and_the_devices_of_the_mesh():
+    def taken(**changed):
+        settings = {"steps": 10, "eval.every": -1, "plan_mesh": "h100x1"}
+        return hours.seconds(load_config("configs/gba.py:qwen2_vl_2b", settings | changed), Counter(AM=100, image=50))
+
+    assert taken(plan_mesh="h100x4", **{"mesh.data": 1}) == taken()
+    assert taken(plan_mesh="h100x4") < 0.8 * taken()
+    more = [taken(**{"filter.samples": samples}) - taken() for samples in (8, 16)]
+    assert more[0] > 0.1 * taken() and 1.2 * more[0] < more[1] < 2.5 * more[0], "800 answers and twice as many"
+    assert taken(**{"eval.every": 10}) == taken(**{"eval.every": 0}), "the last step's evaluation is one"
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("Tesla T4", True), ("NVIDIA A10G", True), ("TPU v4", True), ("TPU v6 lite", True), ("NVIDIA B200", False)],
+)
+def test_the_roofline_of_a_device_by_its_name(monkeypatch, name, known):
+    import jax
+
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=name)])
+    assert all(hours.roofline(hardware.Devices("gpu", 1, 0))) == known
+
+
+def test_the_time_of_an_evaluation_is_that_of_all_it_asks(capsys):
+    def seconds(*more):
+        assert main(["--config=configs/evaluate.py", "--config.plan=True", "--config.plan_mesh=h100x1", *more]) == 0
+        out = capsys.readouterr().out
+        return [float(re.search(words, out)[1]) for words in (r"in all +(\d+) answers", r"time +about ([\d.]+) sec")]
+
+    base = ["--config.model.path=random:qwen2_vl_2b", "--config.limit=16", "--config.batch_size=1"]
+    alone, controlled = seconds(*base), seconds(*base, "--config.controls=shuffle", "--config.rotations=2")
+    assert controlled[0] > 2 * alone[0] and controlled[1] > 1.5 * alone[1]
+
+
+def test_the_plan_of_a_run_that_is_over_says_so(tmp_path, capsys):
+    command = ["--config=configs/gba.py", f"--config.workdir={tmp_path}", "--config.steps=2", "--config.price=3"]
+    config = load_config("configs/gba.py", {"workdir": str(tmp_path), "steps": 2, "price": 3})
+    with Run.open(tmp_path, config) as run:
+        for step in (1, 2):
+            run.log(step, {"step_time": 1200.0})
+        run.finish({})
+    assert main([*command, "--config.plan=True"]) == 0
+    out = capsys.readouterr().out
+    assert "is finished: nothing is left" in out and "time  " not in out and "it starts" not in out
+    assert main([*command, "--config.plan=True", "--config.steps=5"]) == 0
+    assert "60.0 minutes left of 5 steps, about 3.00 dollars" in capsys.readouterr().out

@@ -45,6 +45,9 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("dataset", "push_to=me/set@main", "config.push_to must be owner/name, got 'me/set@main'"),
         ("gba", "objective=GBA", "config.objective=GBA is unknown; did you mean gba?"),
         ("dsa", "specialty=am", "did you mean AM?"),
+        ("gba", "model.quantize=4bit", "is unknown; did you mean nf4?"),
+        ("gba", "objective=ppo", "is unknown; did you mean grpo?"),
+        ("gba", "tracker=swanlab", "is unknown; choose one of"),
         ("gba", "LR=1e-3", "no field config.LR in this config; did you mean config.lr?"),
         ("gba", "Rewards.Format=1", "did you mean config.rewards.format?"),
         ("gba", "model.base=mini", "config.model.base='mini' is the model under an adapter, and none is named (mini)"),
@@ -124,7 +127,7 @@ def test_a_question_that_begins_like_a_home_is_asked_as_it_stands(question, caps
 @pytest.mark.parametrize("config", ["gba", "contamination", "review"])
 def test_a_mesh_that_is_no_name_of_devices_is_refused_in_any_plan(capsys, config):
     assert main([f"--config=configs/{config}.py", "--config.plan=True", "--config.plan_mesh=b200x8"]) == 2
-    assert "config.plan_mesh=b200x8 is unknown; give a100, h100 or v5e" in capsys.readouterr().err
+    assert "config.plan_mesh=b200x8 is unknown; give a100, h100, h200, v5e or v5p" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

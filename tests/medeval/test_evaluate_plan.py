@@ -20,7 +20,7 @@ def source(tmp_path):
 
 def planned(tmp_path, source, **fields):
     fields = {"benchmarks": (f"medxpertqa_text={source}",), "workdir": str(tmp_path / "run")} | fields
-    return "\n".join(eval_plan.describe(load_config("configs/evaluate.py", fields)))
+    return "\n".join(eval_plan.describe(load_config("configs/evaluate.py", fields))[0])
 
 
 def test_every_model_and_benchmark_has_a_line(tmp_path, source):

@@ -32,7 +32,7 @@ def test_a_run_that_learns_gets_no_hint():
         ({"frac_reward_zero_std": 0.95, "rewards/accuracy/mean": 0.05}, "equal rewards", "95% of the groups"),
         ({"frac_reward_zero_std": 0.95, "rewards/accuracy/mean": 0.95}, "equal rewards", "too easy"),
         ({"completions/clipped_ratio": 0.4}, "truncation", "40% of the completions"),
-        ({"kl": 0.6}, "KL", "60 times its median"),
+        ({"kl": 0.6}, "KL", "60 times 0.01, its median"),
         ({"sampling/logp_difference/mean": 0.2}, "sampler gap", "importance_cap"),
         ({"entropy": 0.01}, "entropy", "from 1.00 to 0.010"),
     ],
@@ -56,3 +56,14 @@ def test_a_metric_that_was_no_number_in_a_step_is_passed_over(name):
     rows = run()
     assert hints([*rows[:-3], rows[-3] | {name: None}, *rows[-2:]]) == {}
     assert hints([row | {name: None} for row in rows]) == {}
+
+
+def test_a_kl_that_leaves_zero_and_an_accuracy_that_is_not_measured_give_no_hint():
+    from_the_reference = [HEALTHY | {"kl": 0.0}] * RECENT + [HEALTHY | {"kl": 0.06}] * RECENT
+    assert hints(from_the_reference) == {}
+    without = [
+        {name: value for name, value in row.items() if name != "rewards/accuracy/mean"}
+        | {"rewards/format/mean": 0.1 + step / 50}
+        for step, row in enumerate(run())
+    ]
+    assert hints(without) == {}

@@ -189,3 +189,8 @@ def test_a_resumed_run_goes_on_in_its_tracker(tmp_path, monkeypatch):
 def test_clocks_are_told_apart():
     assert all(map(metrics.is_clock, ("time", "time/rollout", "step_time", "tokens_per_second")))
     assert not any(map(metrics.is_clock, ("reward", "timeout", "completions/mean_length")))
+
+
+def test_blank_lines_and_steps_with_a_point_are_rows_of_other_writers(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\n{"step": 3.0}\n')
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 3] and capsys.readouterr().err == ""
