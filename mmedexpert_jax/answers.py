@@ -1,12 +1,10 @@
 """The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
-import html
 import re
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmedexpert_jax.comparison import folded, normalised, same_text, signs, token_f1, words_of
 from mmedexpert_jax.statements import NO_LABEL, WORDS, opening, readable, stated
 
 LETTERS = "ABCDEFGHIJ"
@@ -110,11 +108,6 @@ _WRAPPED = re.compile(
     _FLAGS,
 )
 _INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
-# "Heart \text{failure}", "Heart\ failure": marks of LaTeX inside an answer
-_LATEX = re.compile(
-    r"\\(?:text(?!color)\w{0,6}|math\w{1,6})\s*\{([^{}]*)\}|\\[ ,;:!]|\\(?:q?quad|rm|bf|it|sf)\b"
-    r"|\\(?:text)?color\s*\{[^{}]*\}"
-)
 _LISTED = re.compile(r"^(?:[-•*:=]|#{1,6})\s+(?=\D)")  # a mark of a list, a heading or a field before an answer
 # "C, not B" and "C (rather than B)", which name C
 _NOT_THE_OTHER = re.compile(
@@ -130,87 +123,10 @@ _DENIED = re.compile(
 )
 
 
-# a capital A within a text, or an a at its end, is a name: hepatitis A, vitamin a
-_ARTICLES = re.compile(r"\b(?:[Aa]n|[Tt]he|AN|THE)\b|(?:^\s*A|\ba)\b(?=\s+\w)")
 # "A fracture", but not the label of "A is", "A and"
 _ARTICLE_A = re.compile(
     r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
 )
-_PUNCTUATION = re.compile(r"[^\w\s]")
-_MARKS = ("Mn", "Mc")  # signs of vowels and tones, which Indic and Thai words are told apart by
-_DASH = re.compile("[\u2010-\u2015\u2212]")
-# The blank of "50 mg", which is "50mg" too.
-_UNITS = r"(?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)"
-_UNIT = re.compile(rf"(?<=\d) {_UNITS}")
-_JOINED_UNIT = re.compile(rf"(?<=\d){_UNITS}")
-# LaTeX's commands for signs; those of Greek letters have the letters' names.
-_COMMANDS = {
-    "≤": "leq le",
-    "≥": "geq ge",
-    "<": "lt",
-    ">": "gt",
-    "×": "times",
-    "±": "pm",
-    "≈": "approx",
-    "°": "circ degree",
-}
-_COMMANDS |= {"↑": "uparrow", "↓": "downarrow", "→": "rightarrow to", "←": "leftarrow"}
-_SIGNS_OF = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
-_COMMAND = re.compile(r"\\([a-zA-Z]{2,12})(?![a-zA-Z])")
-_HTML = re.compile(
-    r"</?(?:b|i|u|p|br|strong|em|code|span|div|font|mark|small|h[1-6]|[uo]l|li|sub)(?:\s[^<>]{0,200}=[^<>]{0,200})?\s?/?>",
-    re.IGNORECASE,
-)
-_ENTITY = re.compile(r"&#?\w{2,8};")
-# Ways of writing the same number, unit or sign of one: (form, how it is compared).
-_SAME_FORM = (
-    (re.compile(r">=|=>(?=\s?\d)|[≧⩾]"), "≥"),
-    (re.compile(r"=<|<=|[≦⩽]"), "≤"),
-    # ".5", but "p.5" and "3.5" stay
-    (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
-    # "12,000", "12 000"
-    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[,' ]\d{3})+(?![\d,])"), lambda number: re.sub(r"\D", "", number[0])),
-    # "3×4 cm"
-    (re.compile(r"(?<=\d)\s?[x×*]\s?(?=\d)"), " x "),
-    # "HIV -ve"
-    (re.compile(r"(?:(?<=\w)|\s)-\s?ve\b"), " negative"),
-    (re.compile(r"\+\s?ve\b"), " positive"),
-    # of LaTeX and HTML: "10^{9}", "10<sup>9</sup>", "HER2^-", "37^°C", "5 \mu g"; only behind a digit it is a power
-    (re.compile(r"<sup>([^<>]*)</sup>|\^\{([^{}]*)\}"), r"^\1\2"),
-    (re.compile(r"\^([+-])(?!\d)|\^(°)|(?<!\d)\^(?=\d)"), r"\1\2"),
-    (re.compile(r"(?<=[A-Za-z)])_(?=\d)|(?<=μ) (?=[gmlLM]\b)"), ""),
-)
-# One sign each of those written in several ways; a long dash behind a word is punctuation.
-_SAME_SIGN = (
-    (re.compile(r"\+\s?/\s?[-\u2010-\u2013\u2212]"), "±"),
-    (re.compile("[⇑⬆▲]"), "↑"),
-    (re.compile("[⇓⬇▼]"), "↓"),
-    (re.compile("[✘❌✖]"), "✗"),
-    (re.compile(r"[⇐⟵⬅]|<-(?!\d)"), "←"),
-    (re.compile("->"), "→"),
-    (re.compile("[\u2014\u2015](?!\\d)"), " "),
-    (_DASH, "-"),
-    # the charge of an anion
-    (re.compile(r"\b(Cl|Br|F|I|CN|OH|HCO3|NO[23]|H?2?PO4\d?|SO4\d?)-+(?!\w)"), r"\1"),
-)
-# A minus behind what is negative; a plus is what is said without a sign ("CD8+ T cells").
-_NEGATIVE = (
-    # "HBsAg (-)", but not an isomer, "(-)-epinephrine"
-    r"\(\s?-+\s?\)(?!-\w)"
-    # "HBsAg: -", but not a list, "Findings: - a mass"
-    r"|(?<=:)\s?-+(?=\s*(?:$|[.,;)/])|\s+\w+\s?:)"
-    # antigens, "Fy(a-b-)"
-    r"|(?<=[(+-][a-z])-+(?=[a-z][+-]|\))"
-    # "Babinski -"
-    r"|(?<=[\w)]) -+(?=\s*(?:$|[.,;)/]))"
-    # "HER2-", "Rh-", "O-", but not "HER2-positive", "IL- 6", "CT- guided", "T- and B-cells"
-    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|Ph|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
-    r"(?![\w-]|\s+(?:\d|(?:guided|based|like|related|associated|induced|positive|negative)\b"
-    r"|(?:and|or|und|oder|et|ou|y|o)\s+\w+-\w)|/\w+-\w)"
-    # "4-/5", and behind any word at the end
-    r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
-)
-_SIGN = re.compile(rf"[<>≤≥≪≫±↑↓←‰√≠^♂♀✗]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
 _OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 _OPENING_ARTICLE = re.compile(r"(?:^[-*•\s]{0,4}|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A gout is unlikely."
@@ -219,7 +135,6 @@ _NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGN
 _REASON = r"\s+(?:because|since|as|due|given)\b"
 _SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
 _CLAUSE_END = re.compile(rf"[.,;:!?](?=\s|$)|[()*]|{_REASON}", re.IGNORECASE)
-_HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -293,18 +208,13 @@ def unwrap(text: str) -> str:
     "**B**", "$B$", "`B`", "\boxed{\text{B}}" and "[B]" are all "B"; full-width letters become plain ones.
     """
     text = readable(text).strip()
-    text = _words_of(text).strip() if "\\" in text else text
+    text = words_of(text).strip() if "\\" in text else text
     for _ in range(8):  # deeper nesting than people write
         text = _LISTED.sub("", text)
         if not (wrapped := _WRAPPED.fullmatch(text.rstrip(".,;"))):
             return text.rstrip(",;") or text
         text = next(wrapped[name] for name in _INSIDE if wrapped[name] is not None).strip()
     return text
-
-
-def _words_of(latex: str) -> str:
-    """LaTeX without its marks of text; a command before one keeps its end."""
-    return _LATEX.sub(lambda mark: mark[1] or " ", re.sub(r"(\\[a-zA-Z]{1,12})(?=\\)", r"\1 ", latex))
 
 
 def boxed(text: str) -> str | None:
@@ -348,7 +258,7 @@ def without_name(bare: str) -> str:
 
 def yes_no_key(gold: str) -> str | None:
     """ "yes" or "no" where a key is that word in any language, case and stops aside; None of any other."""
-    return WORDS.get(_plain(gold.strip().rstrip("!！。.")))
+    return WORDS.get(folded(gold.strip().rstrip("!！。.")))
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -371,7 +281,7 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     if not answer:
         return None
     said = chosen(answer, options)
-    if said or _labelled(answer, [_plain(option) for option in options])[0]:
+    if said or _labelled(answer, [folded(option) for option in options])[0]:
         return said
     return one_stated(answer, options) or yes_or_no(answer, options)
 
@@ -382,9 +292,9 @@ def yes_or_no(text: str, options: Sequence[str]) -> str | None:
     if (said := opening(readable(text))) is None:
         return None
     beside = re.match(r"\W*\w+\s*\(([A-J])\)", text)  # "Yes (B)"
-    plain = [_plain(option) for option in options]
-    same = [place for place, option in enumerate(plain) if option == _plain(said[0])]
-    same = same or [place for place, option in enumerate(plain) if WORDS.get(option) == said[1]]
+    texts = [folded(option) for option in options]
+    same = [place for place, option in enumerate(texts) if option == folded(said[0])]
+    same = same or [place for place, option in enumerate(texts) if WORDS.get(option) == said[1]]
     letter = LETTERS[same[0]] if len(same) == 1 else None
     return None if beside and beside[1] != letter else letter
 
@@ -392,9 +302,9 @@ def yes_or_no(text: str, options: Sequence[str]) -> str | None:
 def chosen(answer: str, options: Sequence[str]) -> str | None:
     """Letter of the option that a text, an answer without its tags, names as a label or by its text; None where it
     does not. As `choice`, but statements are not read."""
-    texts = [_plain(option) for option in options]
+    texts = [folded(option) for option in options]
     bare = _NOT_THE_OTHER.sub("", answer)
-    forms = _plain(answer), _plain(unwrap(answer)), _plain(unwrap(bare))
+    forms = folded(answer), folded(unwrap(answer)), folded(unwrap(bare))
     named = [LETTERS[i] for i, text in enumerate(texts) if text in forms]
     label, text = _labelled(bare, texts)
     if label not in LETTERS[: len(options)] or not label:
@@ -434,80 +344,10 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
     return [form.format(letter, text) for letter, text in zip(LETTERS, options, strict=False)]
 
 
-def normalised(text: str) -> str:
-    """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
-    punctuation; each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, _in_one_form(text)))
-    return " ".join(_JOINED_UNIT.sub(" ", _ARTICLES.sub(" ", words).casefold()).split())
-
-
-def _in_one_form(text: str) -> str:
-    """`readable` text with one form for what is the same number, sign or letter in LaTeX, HTML and plain text."""
-    text = readable(text)
-    if "&" in text or "<" in text:
-        text = _HTML.sub(" ", re.sub(r"</?sub>", "", _ENTITY.sub(lambda one: html.unescape(one[0]), text)))
-    if "\\" in text or "$" in text:
-        text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", _words_of(text))
-        text = re.sub(r"\$([^$]*)\$", r"\1", _COMMAND.sub(_sign_of, text)).replace("\\%", "%")
-        text = re.sub(r"_(\w)|_\{([^{}]*)\}", r"\1\2", text)
-    for form, one in _SAME_FORM:
-        text = form.sub(one, text)
-    return text
-
-
-def _sign_of(command: re.Match[str]) -> str:
-    """The sign that a command of LaTeX stands for; the command where it is none."""
-    name = command[1]
-    size = "SMALL" if name.islower() else "CAPITAL"
-    letter = f"GREEK {size} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}"
-    try:
-        return _SIGNS_OF.get(name) or unicodedata.lookup(letter)
-    except KeyError:
-        return command[0]
-
-
-def _blank(sign: re.Match[str]) -> str:
-    """A blank for a sign of punctuation, and signs of vowels and tones as they are."""
-    return sign[0] if unicodedata.category(sign[0]) in _MARKS else " "
-
-
-def same_text(said: str, gold: str) -> bool:
-    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case
-    and white space: a gold may be punctuation and articles alone ("+")."""
-    wanted = normalised(gold)
-    alike = bool(wanted) and normalised(said) == wanted and _signs(said) == _signs(gold)
-    return alike or _plain(said) == _plain(gold)
-
-
-def _signs(text: str) -> list[str]:
-    """Signs that change what is meant: of comparison, of powers, arrows up, down and back, minus before a number and
-    behind what is negative."""
-    text = _in_one_form(text)
-    for form, sign in _SAME_SIGN:
-        text = form.sub(sign, text)
-    found = _SIGN.finditer(text)
-    return [_word_before(text, sign.end()) + "-" if sign["negative"] else sign[0] for sign in found]
-
-
-def _word_before(text: str, end: int) -> str:
-    """The word that a sign behind it speaks of."""
-    words = re.findall(r"\w+", text[max(0, end - 32) : end])
-    return words[-1].casefold() if words else ""
-
-
 def vote(text: str) -> str:
     """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal."""
     bare = without_name(unwrap(text))
-    return " ".join((normalised(bare) or bare, *_signs(bare)))
-
-
-def token_f1(gold: str, said: str) -> float:
-    """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
-    if same_text(said, gold):
-        return 1.0
-    wanted, found = [[*normalised(text).split(), *_signs(text)] for text in (gold, said)]
-    common = sum((Counter(wanted) & Counter(found)).values())
-    return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
+    return " ".join((normalised(bare) or bare, *signs(bare)))
 
 
 def open_f1(said: str, golds: Sequence[str]) -> float:
@@ -551,7 +391,7 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
     """The letter that an answer begins with and the text behind it; ("", "") where it begins with none."""
     bare = re.sub(r"^(\W?[A-Ja-j]\W?)[。、]", r"\1.", unwrap(answer))
     for form in (bare, unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare):
-        whole = _plain(form)
+        whole = folded(form)
         if len(whole) > 1 and texts.count(whole) == 1 and texts.index(whole) < len(LETTERS):
             return LETTERS[texts.index(whole)], ""
         if label := _LABEL.fullmatch(form):
@@ -560,7 +400,7 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
             return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
         if spaced := _SPACED.fullmatch(form):
             letter, text = spaced["a"] or spaced["b"] or spaced["c"], spaced["x"] or spaced["y"]
-            if texts[LETTERS.index(letter) :][:1] == [_plain(text)]:
+            if texts[LETTERS.index(letter) :][:1] == [folded(text)]:
                 return letter, text
     return _bold_label(bare)
 
@@ -586,7 +426,7 @@ def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
         longer = normalised(cut) != own_words and f"{normalised(rest)} ".startswith(f"{own_words} ")
         if vote(cut) in others and not longer:
             return True
-        if "." in mark and _begins_another(f"{letter}. {rest}", letter, [_plain(option) for option in options]):
+        if "." in mark and _begins_another(f"{letter}. {rest}", letter, [folded(option) for option in options]):
             return True
     return False
 
@@ -612,7 +452,7 @@ def _bold_label(bare: str) -> tuple[str, str]:
 
 def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) -> bool:
     """True where the text after a label names another of the `texts` than its `option`, or denies that."""
-    own, plain = texts[LETTERS.index(letter)], _plain(text)
+    own, plain = texts[LETTERS.index(letter)], folded(text)
     if not plain:
         return False
     if plain == own or plain in texts:
@@ -627,11 +467,3 @@ def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) ->
     others = [other for other in texts if other != own and len(other) > 1]
     rest = plain.replace(own, " ") if own else plain
     return any(re.search(rf"(?<!\w){re.escape(o)}(?!\w)", plain if own in o else rest) for o in others)
-
-
-def _plain(text: str) -> str:
-    """`text` as exact match compares it: case, white space, a final stop, "the" before it, the form of its dashes and
-    the blank between a number and its unit aside."""
-    text = " ".join(_in_one_form(text).split()).rstrip(".。").casefold()
-    text = _DASH.sub("-", text.removeprefix("the ") or text)
-    return _UNIT.sub("", text)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedexpert_jax import answers
+from mmedexpert_jax import answers, comparison
 from mmedexpert_jax.data import LETTERS, prompts
 from mmedexpert_jax.medeval.scoring import read_choice
 
@@ -192,7 +192,7 @@ def test_an_open_answer_is_right_where_evaluation_says_so():
     ],
 )
 def test_signs_of_numbers_are_part_of_an_open_answer(said, gold, same):
-    assert answers.same_text(said, gold) is same
+    assert comparison.same_text(said, gold) is same
 
 
 @pytest.mark.parametrize(
@@ -271,10 +271,10 @@ def test_options_that_are_all_names_of_species_carry_no_labels():
 )
 def test_what_one_sign_tells_apart_is_not_the_same(one, other):
     for said, gold in ((one, other), (other, one)):
-        assert not answers.same_text(said, gold)
+        assert not comparison.same_text(said, gold)
         assert not answers.is_right(f"<answer>{said}</answer>", (), gold)
     for text in (one, other):
-        assert answers.same_text(text, text) and answers.is_right(f"<answer>**{text}**</answer>", (), text)
+        assert comparison.same_text(text, text) and answers.is_right(f"<answer>**{text}**</answer>", (), text)
 
 
 @pytest.mark.parametrize(
@@ -339,13 +339,13 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
 )
 def test_what_is_the_same_is_so_in_words_and_in_full(one, other):
     for said, gold in ((one, other), (other, one)):
-        assert answers.same_text(said, gold) and answers.token_f1(gold, said) == 1.0
+        assert comparison.same_text(said, gold) and comparison.token_f1(gold, said) == 1.0
 
 
 def test_f1_hears_a_sign_and_counts_units_as_it_did():
-    assert answers.token_f1("HER2+", "HER2-") == pytest.approx(2 / 3)
-    assert answers.token_f1("50 mg daily", "50mg") == pytest.approx(4 / 5)
-    assert answers.token_f1("50 mg", "100 mg") == pytest.approx(1 / 2)
+    assert comparison.token_f1("HER2+", "HER2-") == pytest.approx(2 / 3)
+    assert comparison.token_f1("50 mg daily", "50mg") == pytest.approx(4 / 5)
+    assert comparison.token_f1("50 mg", "100 mg") == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_f1_hears_a_sign_and_counts_units_as_it_did():
 )
 def test_signs_are_found_in_time_linear_in_the_length(piece):
     start = time.process_time()
-    answers.token_f1(piece * (100_000 // len(piece)), "x")
+    comparison.token_f1(piece * (100_000 // len(piece)), "x")
     assert time.process_time() - start < 4  # some 0.1
 
 

@@ -19,6 +19,7 @@ GROUND = {
     "statements",
     "lora",
     "answers",
+    "comparison",
     "intervals",
     "rounding",
     "errors",

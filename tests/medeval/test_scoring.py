@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedexpert_jax import answers
+from mmedexpert_jax import answers, comparison
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards
@@ -307,7 +307,7 @@ def test_chinese_answers_are_compared_by_character():
 
 
 def test_normalised_text_and_token_f1():
-    normalised, token_f1 = answers.normalised, answers.token_f1
+    normalised, token_f1 = comparison.normalised, comparison.token_f1
     assert normalised(" The  Left-lung, a lobe.") == "left lung lobe"
     assert token_f1("liver liver kidney", "liver spleen") == pytest.approx(2 * 1 / (3 + 2))
     assert token_f1("the", "") == 1.0 and token_f1("liver", "") == 0.0
@@ -316,16 +316,16 @@ def test_normalised_text_and_token_f1():
 @pytest.mark.parametrize("name", ["Hepatitis A", "hepatitis a", "Vitamin A deficiency", "Blood group A"])
 def test_a_letter_that_names_a_disease_is_no_article(name):
     without = " ".join(word for word in name.split() if word.lower() != "a")
-    assert answers.same_text(name, name.lower()) and answers.same_text(name.upper(), name)
-    assert not answers.same_text(without, name)
-    assert answers.same_text(f"A {name}", name) and answers.same_text(f"the {name}.", name)
+    assert comparison.same_text(name, name.lower()) and comparison.same_text(name.upper(), name)
+    assert not comparison.same_text(without, name)
+    assert comparison.same_text(f"A {name}", name) and comparison.same_text(f"the {name}.", name)
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["liver", "lung", "left"]), max_size=5), st.lists(st.sampled_from(["liver", "lung"])))
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(gold, said):
     common = sum(min(gold.count(word), said.count(word)) for word in set(gold))
-    found = answers.token_f1(" ".join(gold), " ".join(said))
+    found = comparison.token_f1(" ".join(gold), " ".join(said))
     if common:
         precision, recall = common / len(said), common / len(gold)
         assert found == pytest.approx(2 * precision * recall / (precision + recall))

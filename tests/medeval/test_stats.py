@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from mmedexpert_jax import answers
+from mmedexpert_jax import answers, comparison
 from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.stats import (
@@ -87,7 +87,7 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(counts):
 
 def test_votes_of_open_answers_are_counted_as_they_are_judged():
     said = ("Asthma", "asthma", "ASTHMA.", "Gout", "Gout")
-    rights = [answers.same_text(each, "Asthma") for each in said]
+    rights = [comparison.same_text(each, "Asthma") for each in said]
     rows = [
         AnswerRow("1", place, each, each, "Asthma", right, 3, False)
         for place, (each, right) in enumerate(zip(said, rights, strict=True))
