@@ -12,7 +12,8 @@ def get_config(preset: str = "mini") -> Config:
     """Fields of the job under a preset: "mini" and "smollm2" need no key and no network, "endpoint" a served model."""
     config = presets.common("dataset", "mini" if preset == "endpoint" else preset)
     config.preset = preset
-    config.stages = free(("collect", "trace", "filter", "judge", "build"))  # stages to run, each alone or several
+    stages = ("collect", "trace", "filter", "judge", "build")
+    config.stages = one_of(*stages, default=stages, several=True, resume="free")  # stages to run, each alone or several
     config.limit = 0  # cases kept at most, specialties in turn; 0: all
     config.answers = ""  # SQLite file of answers, which runs may share; empty: factory.sqlite of the run
 

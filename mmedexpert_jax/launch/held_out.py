@@ -55,7 +55,8 @@ def evaluator(config: ConfigDict, run: Run) -> Evaluate | None:
                 on_batch=on_batch,
             )
         if processes.is_writer():
-            evaluation.write(_rows(run.path, step, make=True))
+            _rows(run.path, step).parent.mkdir(parents=True, exist_ok=True)
+            evaluation.write(_rows(run.path, step))
         run.table("held_out", step, sample_rows(evaluation, [from_case(case) for case in cases]))
         summary = evaluation.summary()
         metrics = {f"eval/{name}": summary[name] for name in ("accuracy", "parse_rate", "mean_length", "truncated")}
@@ -136,8 +137,5 @@ def first_and_last(folder: Path) -> dict[str, Evaluation]:
     return {name: Evaluation.read(_rows(folder, step)) for step, name in names.items() if _rows(folder, step).exists()}
 
 
-def _rows(folder: Path, step: int, make: bool = False) -> Path:
-    folder = folder / "export" / "rows"
-    if make:
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"step-{step:06d}.jsonl"
+def _rows(folder: Path, step: int) -> Path:
+    return folder / "export" / "rows" / f"step-{step:06d}.jsonl"

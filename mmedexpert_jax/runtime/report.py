@@ -140,7 +140,7 @@ def run_sections(folder: Path, extra: Sequence[Section] = ()) -> list[Section]:
         sections.append(Facts("Cost", cost))
     if len(rows) > 1:
         note = "Mean of the first and of the last tenth of the steps."
-        sections.append(Table("All metrics", first_and_last(rows), note, folded=True))
+        sections.append(Table("All metrics", changes(rows), note, folded=True))
     return [*sections, *settings(folder)]
 
 
@@ -170,8 +170,7 @@ def sentences(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
     for name, label in (("reward", "Reward"), ("rewards/accuracy/mean", "Share of right samples"), ("loss", "Loss")):
         steps, values = plots.series(rows, name)
         if len(values) > 1 and not (name == "loss" and found):
-            tenth = max(1, len(values) // 10)
-            first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+            first, last = _tenths(values)
             found.append(f"{label} {first:.3g} -> {last:.3g} from the first to the last tenth of {steps[-1]} steps.")
     if status.get("state") in ("failed", "interrupted"):
         reason = f": {status['error']}" if status.get("error") else ""
@@ -236,15 +235,20 @@ def run_cost(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
     return cost
 
 
-def first_and_last(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _tenths(values: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and of the last tenth."""
+    tenth = max(1, len(values) // 10)
+    return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+
+
+def changes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each metric its mean over the first and the last tenth of its rows, and the change."""
     names = dict.fromkeys(key for row in rows for key in row if key != "step" and not metrics.is_clock(key))
     table = []
     for name in names:
         _, values = plots.series(rows, name)
         if values:
-            tenth = max(1, len(values) // 10)
-            first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+            first, last = _tenths(values)
             table.append({"metric": name, "first tenth": first, "last tenth": last, "change": last - first})
     return table
 
