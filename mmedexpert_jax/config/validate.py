@@ -153,6 +153,8 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
         close = [choice for choice in field.choices if choice.lower() == text.lower()]
         close = close or [name for name in (VALUES.get(text.lower()),) if name in field.choices]
         close = close or difflib.get_close_matches(text, field.choices, n=1, cutoff=0.7)
+        alike = [choice for choice in field.choices if choice[:1] == text[:1]]
+        close = close or difflib.get_close_matches(text, alike, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         names = ", ".join(choice or '""' for choice in field.choices)
         raise ConfigError(f"config.{key}={border.cut(str(wrong[0]))} is unknown; {hint}choose one of {names}")

@@ -1,12 +1,13 @@
 """The split of a step's prompts: into the minibatches of its updates, over devices, into micro-batches."""
 
-import itertools
+import math
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.models.packing import capacity
+from mmedexpert_jax.rounding import round_up
 
 SPARE = 3  # standard errors of a step's tokens, by which later steps may need more: a run then has one program for all
 LOOSE = 1.5  # times what is needed, beyond which a smaller program repays its compilation
@@ -43,8 +44,9 @@ def micro_batch(config: ConfigDict, devices: int, prefix: str = "") -> int:
             f"config.{prefix}micro_batch={config.micro_batch} does not divide the {each} prompts of an update on each "
             f"device; set --config.{prefix}micro_batch={size}"
         )
-    size = max(1, config.micro_batch)
-    more = next(n for n in itertools.count(config.prompts_per_step) if _divides(config, shards * size, n))
+    parts, queries = shards * max(1, config.micro_batch), _queries(config)
+    unit = math.lcm(parts // math.gcd(parts, prompts(config, 1)), config.minibatches, queries)
+    more = round_up(config.prompts_per_step, unit)
     raise ConfigError(
         f"config.{prefix}prompts_per_step={config.prompts_per_step}, the batch of all devices, cannot be split "
         f"evenly (devices {devices}, minibatches {config.minibatches}, micro_batch {config.micro_batch}); "
@@ -67,5 +69,9 @@ def packed_length(needed: int, work: np.ndarray, held: int, full: int, sizes: in
 
 def _divides(config: ConfigDict, shards: int, groups: int) -> bool:
     """True where so many groups a step can be split: their prompts into the shards, they themselves by minibatches."""
-    queries = 1 if config.group_by == "query" else config.paradigms_per_query
-    return prompts(config, groups) % shards == groups % config.minibatches == groups % queries == 0
+    return prompts(config, groups) % shards == groups % config.minibatches == groups % _queries(config) == 0
+
+
+def _queries(config: ConfigDict) -> int:
+    """Groups of one query, which stay together."""
+    return 1 if config.group_by == "query" else config.paradigms_per_query

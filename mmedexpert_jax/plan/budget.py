@@ -211,7 +211,10 @@ def _work(config: ConfigDict, found: Needs, train: Counter) -> Iterator[str]:
         total = sum(steps.values())
         by_run = f" ({', '.join(f'{name} {n}' for name, n in steps.items())})" if len(steps) > 1 else ""
         if total:
-            yield f"steps      {total:,}{by_run}, at most {total * tokens_per_step(config):,} tokens with padding"
+            asked = filter_answers(config, train)
+            first = f", after {asked:,} answers for the filter" if asked else ""
+            tokens = total * tokens_per_step(config)
+            yield f"steps      {total:,}{by_run}, at most {tokens:,} tokens with padding{first}"
         else:
             yield f"steps      not known without the cases, at most {tokens_per_step(config):,} tokens in each"
         yield f"disk       at most {gb(len(steps) * disk(found))}: checkpoints and export"
@@ -249,6 +252,11 @@ def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str 
     specialty = specialty or config.get("specialty", "")
     count = train.get(specialty, 0) if specialty in SPECIALTIES else sum(train.values())  # own specialties too
     return config.steps or steps_of(config.epochs, count, _cases_per_step(config))
+
+
+def filter_answers(config: ConfigDict, train: Mapping[str, int]) -> int:
+    """Answers that a training asks of its cases before the first step."""
+    return config.get("filter", {}).get("samples", 0) * sum(n for name, n in train.items() if name != "image")
 
 
 def _cases_per_step(config: ConfigDict) -> int:

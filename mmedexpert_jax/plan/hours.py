@@ -89,7 +89,7 @@ def seconds(stage: ConfigDict, train: Mapping[str, int], answers: int = 0) -> fl
         passes = stage.inner_epochs * (looks * passes + bool(stage.beta)) + (updates > 1)
     found = product(steps * budget.tokens_per_step(stage), passes)
     if stage.job == "gba":
-        asked = stage.filter.samples * sum(number for name, number in train.items() if name != "image")
+        asked = budget.filter_answers(stage, train)
         rows = stage.eval.batch_size * max(1, stage.filter.samples)
         found += decoded(steps) + product(asked * (prompt + completion), 1) + decoded(np.ceil(asked / rows))
     if stage.eval.every >= 0:

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedexpert_jax.answers import choice
-from mmedexpert_jax.data import PARADIGMS, Case
+from mmedexpert_jax.data import PARADIGMS, Case, load_cases
 from mmedexpert_jax.data.order import batch_indices
 from mmedexpert_jax.data.paradigms import PARADIGMS as RULES
 from mmedexpert_jax.data.paradigms import statements
 from mmedexpert_jax.data.prompts import completion, conversation
+from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.models import load_model
 
 # The examples of the paper's appendix A, abridged.
 TRACES = {
@@ -119,3 +121,11 @@ def test_images_and_guideline_stand_where_they_belong():
     assert [part["type"] for part in turn["content"]] == ["image", "image", "text"]
     text = turn["content"][-1]["text"]
     assert text.index("B. b") < text.index("Guideline: a before b.") < text.index("Use analytical reasoning")
+
+
+def test_a_paradigm_and_a_model_that_are_none_are_refused_by_name():
+    case = load_cases("mini", "dev", limit=1)[0]
+    with pytest.raises(ConfigError, match="no paradigm 'Bayesian'; choose one of differential"):
+        conversation(case, paradigm="Bayesian")
+    with pytest.raises(DataError, match="the name of the model is empty"):
+        load_model("")

@@ -94,9 +94,10 @@ def test_on_an_accelerator_a_run_shows_its_own_peak_or_none(monkeypatch):
     [
         ("Tesla T4", 65e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 0.0),
+        ("NVIDIA L40S", 362e12),
         ("NVIDIA A10", 125e12),
-        ("NVIDIA A10G", 0.0),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A1000", 0.0),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("Tesla V100-SXM2-16GB", 125e12),
         ("Tesla V100-PCIE-16GB", 112e12),

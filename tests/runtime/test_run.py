@@ -351,3 +351,9 @@ def test_a_process_that_does_not_write_leaves_no_file(tmp_path, monkeypatch):
         assert [row["loss"] for row in run.metrics()] == [1.0]
         run.finish({"loss": 1.0})
     assert run.done and not list(tmp_path.iterdir())
+
+
+def test_a_plan_refuses_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # who is root may write anywhere
+    with pytest.raises(ResourceError, match="run"):
+        refuse_folder(tmp_path / "run", "gba")
