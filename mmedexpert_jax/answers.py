@@ -67,6 +67,13 @@ _TURN_END = re.compile(
     r"|<\|user\|>|\[INST\]|^(?:#{2,3}\s?(?:Human|User|Instruction)|Human|User):",
     re.IGNORECASE | re.MULTILINE,
 )
+# A prompt that is echoed before its answer, up to the first turn of the one who answers.
+_ECHOED = re.compile(
+    r"\A\s*+(?:<s>|<bos>|<\|begin_of_text\|>)?\s*+(?:<\|im_start\|>\s?(?:system|user)\b|<\|start_header_id\|>\s?(?:system|user)\b"
+    r"|<start_of_turn>user\b|<\|(?:system|user)\|>).*?"
+    r"(?:<\|im_start\|>\s?assistant\b|<\|start_header_id\|>\s?assistant<\|end_header_id\|>|<start_of_turn>model\b|<\|assistant\|>)",
+    _FLAGS,
+)
 # Special tokens that a server leaves in, with the name of who speaks.
 _TOKENS = re.compile(
     r"<\|(?:im_start|start_header_id|start)\|>\s?assistant\b|<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>"
@@ -178,7 +185,7 @@ def _last_block(text: str) -> str | None:
 def spoken(text: str) -> str:
     """The part of `text` outside its reasoning (think blocks, closed or not, and other marks of it), up to the end of
     its turn, without special tokens."""
-    text = _REASONING.sub("", _LOOSE_TAG.sub(r"<\1\2>", text))
+    text = _REASONING.sub("", _LOOSE_TAG.sub(r"<\1\2>", _ECHOED.sub("", text)))
     text = _without_elements(text)
     if final := _FINAL.search(text):
         text = text[final.end() :]

@@ -190,11 +190,11 @@ def _any_of(lists: Mapping[str, str]) -> str:
 
 
 _BEFORE, _BEHIND, _SUPPOSED = map(_any_of, border.read_yaml(Path(__file__).with_name("statement_words.yaml")).values())
-# What may stand before the noun, from the beginning of its clause: known words, another label, and a ground that ends
-# with an article ("Given the fever the").
+# What may stand before the noun, from the beginning of its clause: known words, another label, and a ground, with an
+# article at its end or none ("Given the fever the", "since it fits Answer:").
 _KNOWN = re.compile(
     rf"(?:\W|{_BEFORE})*?(?:(?:based\s+on|given|considering|judging|because|since|as|due\s+to|after|from|with"
-    rf"|(?:in|for)\s+(?:the|this))\s[^.;:!?\n]{{1,200}}?\s(?:the|my|our)(?!\w))?"
+    rf"|(?:in|for)\s+(?:the|this))\s[^.;:!?\n]{{1,200}}?\s(?:(?:the|my|our)(?!\w)|\Z))?"
     rf"(?:\W|{_BEFORE}|(?<!\w)[A-J](?!\w))*+",
     re.IGNORECASE,
 )
@@ -219,6 +219,8 @@ _STATES = re.compile(
 _PRAISE_ENDS = re.compile(
     rf"(?:[\s_-]++(?:{_NOUNS}|one|diagnosis|treatment|management|test|step|cause|finding|explanation|statement|here"
     r"|and|the|most|best|only|single|likely|appropriate|correct))*+"
+    # no praise that is taken back: "seems right, but"
+    r"(?!\s{0,4}+[,;.]?\s{0,4}+(?:but|however|yet|though|nevertheless|still)\b)"
     rf"[ \t)\]}}]*(?:$|[.,;:!?。，；：、()\[\]{{}}/|–—=→*<#-]|[A-J]\s*[✗✘❌✖☒]|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)"
     rf"(?i:{_BEHIND}))",
     re.IGNORECASE | re.MULTILINE,

@@ -178,8 +178,9 @@ def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence
         names = list(signature.parameters)
         if names[:2] in (["text", "case"], ["texts", "cases"]):
             raise TypeError("it takes the text before the case")
-        if names[0] != positional[0] and (theirs := FOREIGN & needed):
-            raise TypeError(f"it takes {min(theirs)}, as rewards of another trainer do")
+        # a second parameter is given by its place, whatever its name
+        if names[0] != positional[0] and FOREIGN & (needed - {*names[1:2]}):
+            raise TypeError(f"it takes {min(FOREIGN & needed)}, as rewards of another trainer do")
     except TypeError as error:
         raise ConfigError(
             f"{place}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"

@@ -90,9 +90,9 @@ _KEY_IS = re.compile(
     re.IGNORECASE,
 )
 _SAME = re.compile(r"\b(?:match\w*|same|agrees?|equivalent|which\s+the\s+(?:response|answer|model))\b", re.IGNORECASE)
-# Behind a verdict, what it is then not said of: "correct on the organ but misses the side".
+# Behind a verdict, what it is then not said of: "correct on the organ but misses the side"; not what does not matter.
 _CONTRAST = re.compile(
-    r"\b(?:but|however|yet|miss(?:es|ed|ing)|lacks?|omits?|(?:is|are|was|does|did|has)(?:\s+not|n['’]t))(?!\w|\s+matter)",
+    rf"\b(?:(?:but|however|yet)\b(?!,?\s+(?:(?:it\s+|is\s+){{0,2}}(?:adds|(?:more\s+)?verbose|long(?:er|-winded)?)\b|the\s+(?:phrasing|{_WORDING})))|miss(?:es|ed|ing)|lacks?|omits?|(?:is|are|was|does|did|has)(?:\s+not|n['’]t))(?!\w|\s+matter)",
     re.IGNORECASE,
 )
 _TURNED = re.compile(

@@ -43,7 +43,8 @@ _NO_ANSWER = re.compile(
 # A reply of one that has no image to look at, whatever yes or no it is polite with.
 _IMAGES = r"(?:images?|pictures?|photos?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
 _SEES_NOTHING = re.compile(
-    rf"\bplease\s+(?:upload|provide|attach|share|send)\b|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
+    rf"\bplease\s+(?:upload|provide|attach|share|send)\s+(?:it\b|(?:(?:the|an?|your|another)\s+)?(?:\w+\s+)?{_IMAGES})"
+    rf"|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
     r"(?:attached|provided|uploaded|included|given|shared)\b"
     rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
     re.IGNORECASE,
@@ -182,9 +183,10 @@ def read_yes_no(response: str, form: str = "tags") -> str | None:
     said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
     if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
         return None
-    if last := _ENDS_IN.search(text):
+    first, last = opening(text), _ENDS_IN.search(text)
+    if last and not (first and last[0].startswith("?")):  # "Yes. Is this urgent? No." has answered before
         return WORDS[last[1].lower()]
-    if first := opening(text):
+    if first:
         return first[1]
     return said.pop() if len(said) == 1 and not _NOT.search(text) else None
 
