@@ -27,8 +27,9 @@ _DEDUCTION = re.compile(
 _NOUN = (
     r"s?\b(?!-|\s+(?!(?:probabilit|odds|chance|belief|estimate|likelihood|prevalence|suspicion|distribution|is|was|of|for|"
     r"in|here|now|then|after|given|favou?r|rise|fall|goes|become|remain|increase|decrease|drop|shift|move|would|low|"
-    r"high|strongly|clearly|about|roughly)"
-    r"(?:s|y|ies|e?d|ped)?\b)[a-z])"
+    r"high|strongly|clearly|about|roughly|from|based|that|with|set|risk|reach|climb|exceed|approach|stay|support|point|"
+    r"lean|jump|concentrate|confidence|ratio|make)"
+    r"(?:s|y|ies|e?s|e?d|ped)?\b)(?-i:[a-z]))"
 )
 PRIOR = rf"\bprior{_NOUN}|\bpre-?test\b|先验|验前"
 POSTERIOR = rf"\bposterior{_NOUN}|\bpost-?test\b|后验|验后"

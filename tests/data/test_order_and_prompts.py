@@ -69,6 +69,9 @@ def test_other_forms_do_not(paradigm, trace):
         ("intuitive", "(1) The typical picture. (2) A high prior for failure.", False),
         ("bayesian", "(1) A prior stroke. (2) The evidence raises concern. (3) The posterior artery.", False),
         ("bayesian", "(1) The prior is 10%. (2) The evidence raises it. (3) The posterior strongly favours it.", True),
+        ("bayesian", "(1) Prior: 20%. (2) Hypoxia raises it. (3) The posterior reaches 80%.", True),
+        ("bayesian", "(1) The prior based on prevalence is 20%. (2) Hypoxia raises it. (3) Posterior PE 80%.", True),
+        ("intuitive", "(1) The classic picture. (2) The posterior reaches 80%.", False),
         ("bayesian", "(1) Prior: Occiput posterior is rare. (2) Pain raises it. (3) Posterior odds: high.", True),
     ],
 )
