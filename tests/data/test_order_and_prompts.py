@@ -65,6 +65,7 @@ def test_other_forms_do_not(paradigm, trace):
         ("analytical", "(1) The head turned, so it was occiput posterior. (2) Hence the long labour.", True),
         ("analytical", "(1) The artery closes, so the wall dies. (2) Hence the posterior rises to 80%.", False),
         ("intuitive", "(1) A man with a prior infarction. (2) The typical picture of heart failure.", True),
+        ("intuitive", "(1) A prior MI. (2) The typical picture of a posterior STEMI.", True),
         ("intuitive", "(1) He smoked prior to admission. (2) The picture is typical.", True),
         ("intuitive", "(1) The typical picture. (2) A high prior for failure.", False),
         ("bayesian", "(1) A prior stroke. (2) The evidence raises concern. (3) The posterior artery.", False),
