@@ -74,7 +74,7 @@ _AGES = (  # other ways to say it
         re.I,
     ),
     re.compile(r"\b(?P<number>\d{1,3}) (?P<unit>Jahre|Monate|Wochen|Tage) alt(?:e[rsn]?)?\b", re.I),
-    re.compile(r"(?:[男女][，,]\s*|出生?后|(?<!发)生后)(?P<number>\d{1,2})\s*(?P<unit>个?月|天|日|小时)(?![前来后余])"),
+    re.compile(r"(?:[男女][，,]\s*|出生后|(?<!发)生后)(?P<number>\d{1,2})\s*(?P<unit>个?月|天|日|小时)(?![前来后余])"),
     re.compile(r"생후 (?P<number>\d{1,3})\s*(?P<unit>개월|주|일)"),
     re.compile(
         r"(?:мальчик|девочк|реб[её]н|пациент|больн|мужчин|женщин)\w*,? (?P<number>\d{1,3}) (?P<unit>лет|год|мес)", re.I

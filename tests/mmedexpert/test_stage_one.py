@@ -367,6 +367,7 @@ def test_specialties_are_those_that_the_recipe_of_the_embedded_cases_knows():
         ("A patient is seen.", "JAMA Pediatrics", "CAH", ""),
         ("A primigravida at gestational age 32 weeks has hypertension.", "", "AM", "cardiology"),
         ("病人骨折发生后3天", "", "CSI", ""),
+        ("引流管取出后3天发热", "", "AM", ""),
         ("出生后3天黄疸", "", "CAH", ""),
         ("Ein Magenkarzinom.", "", "CSI", ""),
     ],
