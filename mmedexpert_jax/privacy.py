@@ -50,7 +50,8 @@ _CLINICAL = (
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
 # in capitals before a name in capitals alone: MS, MR and DR are diseases and scans, which may end a sentence
 _TITLE = (
-    r"(?:(?:MRS?|MS|DR)(?=\.[^\S\n]*[A-ZÀ-Þ]{4})|PROF(?=\.)|Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
+    r"(?:(?:MRS?|MS|DR)(?=\.[^\S\n]*(?:[A-Z]\. ?)*[A-ZÀ-Þ]{4})|PROF(?=\.)|"
+    r"Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
     r"[Nn]urse(?! Practitioner| An[ae]|-))"
 )
 _ROLE = (

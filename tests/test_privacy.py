@@ -85,7 +85,7 @@ MORE["record number"] += (
 )
 MORE["address"] += "|IL 62704|EC1A 1BB|M1 1AE|Reston, VA 20190-1234"
 MORE["phone"] += "|1 800 555 0134|123-456-7890"
-MORE["name"] += "|DR. SMITH|MR. JOHN SMITH|PROF. Meyer"
+MORE["name"] += "|DR. SMITH|DR. J. SMITH|MR. JOHN SMITH|PROF. Meyer"
 TEXTS |= {"Anna Weber, DO": {"name"}, "Jim Poe, D.O.": {"name"}}
 TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
