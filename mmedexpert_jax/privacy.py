@@ -48,8 +48,10 @@ _CLINICAL = (
     r"COVID-\d+|H\d{1,2}N\d{1,2}|[Tt]\d[a-c]?N\d[a-c]?(?:M\d)?|Ki-?67|p53|G\d{1,2}P\d{1,2})(?!\w)(?![-/][\w/-]*\d)"
 )
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
+# in capitals before a name in capitals alone: MS, MR and DR are diseases and scans, which may end a sentence
 _TITLE = (
-    r"(?:(?:MRS?|MS|DR|PROF)(?=\.)|Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
+    r"(?:(?:MRS?|MS|DR)(?=\.[^\S\n]*(?:[A-Z]\. ?)*[A-ZÀ-Þ]{4})|PROF(?=\.)|"
+    r"Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Señora?|Sra?\.|"
     r"[Nn]urse(?! Practitioner| An[ae]|-))"
 )
 _ROLE = (

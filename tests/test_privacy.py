@@ -85,6 +85,7 @@ MORE["record number"] += (
 )
 MORE["address"] += "|IL 62704|EC1A 1BB|M1 1AE|Reston, VA 20190-1234"
 MORE["phone"] += "|1 800 555 0134|123-456-7890"
+MORE["name"] += "|DR. SMITH|DR. J. SMITH|MR. JOHN SMITH|PROF. Meyer"
 TEXTS |= {"Anna Weber, DO": {"name"}, "Jim Poe, D.O.": {"name"}}
 TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
@@ -117,6 +118,8 @@ CLINICAL = (
     "Record: SpO2 98",
     "Acute Pancreatitis, DO NOT operate",
     "labs 140 138 1500",
+    "She has MS. Her exam shows weakness. Severe MR. Ejection fraction 30 %. Proliferative DR. Laser was done.",
+    "T1 MR. DWI. MRS. Choline peak is raised.",
     "INR 2.0-3.0, dose 40-80-120 mg, ICD-10 E11.9, p = 0.05, 1,000,000 copies",
 )
 

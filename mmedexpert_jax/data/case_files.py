@@ -157,6 +157,11 @@ def _tell_columns(file: Path, named: str) -> None:
     logging.getLogger(__name__).warning("%s: keys that only rewards of your own read: %s", file, named)
 
 
+@functools.cache
+def _tell_read(root: Path, read: str, others: str) -> None:
+    logging.getLogger(__name__).warning("%s: %s is read; %s, which it may be made of, is not", root, read, others)
+
+
 def _benchmark(entry: str) -> list[Case]:
     """The questions of a benchmark with a letter as key, as cases. Raises DataError, ConfigError, RemoteError."""
     from mmedexpert_jax.data.benchmarks.registry import load_entry
@@ -177,6 +182,10 @@ def find(path: str | Path, split: str) -> Path:
     if root.is_file():
         return root
     files = files_of(root, split)
+    made = [file for file in files if file.suffix.lower() in (".parquet", ".jsonl")]  # perhaps of the others
+    if len(made) == 1 < len(files):
+        _tell_read(root, made[0].name, border.cut(", ".join(file.name for file in files if file != made[0]), 200))
+        files = made
     if len(files) > 1:
         named = border.cut(", ".join(file.name for file in files), 200)
         raise DataError(f"{root} holds several files of {split} ({named}); keep one, or write them into one")
@@ -328,7 +337,7 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and _seen(o) for o in options):
         raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
-    if absent := [option for option in options if option.strip().lower() in tables.ABSENT]:
+    if absent := [option for option in options if tables.absent(option)]:
         raise DataError(f"{where}, key options: {absent[0]!r} stands for an empty cell; leave it out")
     if order := answers.out_of_order(options):
         raise DataError(f"{where}, key options: they begin with {order}; put them in the order of their letters")
@@ -352,7 +361,7 @@ def _specialty(row: Mapping[str, Any], where: str, needs_four: bool) -> str:
 
 def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
     value = row.get(key)
-    empty = value is None or (isinstance(value, str) and _seen(value).lower() in tables.ABSENT)
+    empty = value is None or (isinstance(value, str) and tables.absent(_seen(value)))
     if default is not None and empty:
         return default
     if not isinstance(value, str) or empty:

@@ -45,7 +45,7 @@ _OPTION = re.compile(
     r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?(?:[.):\]．）：、]|\s?[-–]\s)"
     r"(?:\*\*|__)?\s*(.*\S)\s*$"
 )
-_LISTED = r"(?m)^[^\w\n]*{}\s*[.):\]．）：、-]"  # the label of a line
+_LISTED = r"(?m)^[^\w\n]*{}\s*[.):\]．）：、]\s*(?=\D)"  # the label of a line, and no number
 _GIVEN = re.compile(
     r"(?im)(?:^[^\w\n]*|[.?!]\s+)(?:(?:the\s+)?(?:correct\s+)?(?:answer|ans|key)\s*[:：]|答案[:：])\s*(.+)$"
 )
@@ -150,12 +150,14 @@ def _letter(short: str, options: list[str]) -> str | None:
 
 
 def _refuse_named(short: str, options: list[str]) -> None:
-    """Raises DataError of an answer that speaks of an option and gives none: as an open one's reference it would be
-    wrong of every right answer."""
+    """Raises DataError of an answer that speaks of one option and gives none: as an open one's reference it would be
+    wrong of every right answer. One that speaks of several is about the list, which an open question may hold."""
     text = short.casefold()
-    if re.search(rf"(?i)\b(?:option|answer|choice)\W{{1,3}}(?-i:[{LETTERS[: len(options)]}])\b", short) or any(
-        stands(option.strip().casefold(), text) for option in options
-    ):
+    texts = [option.strip().casefold() for option in options]
+    named = [option for option in texts if stands(option, text)]
+    whole = [one for one in named if not any(one != other and one in other for other in named)]
+    letter = rf"(?-i:[{LETTERS[: len(options)]}])\b"
+    if len(whole) == 1 or re.search(rf"(?i)\b(?:option|answer|choice)(?:\s+is)?\W{{1,3}}{letter}", short):
         raise DataError(f"key answer: {border.shown(short)} speaks of options and gives none; begin it with the letter")
 
 
@@ -180,13 +182,24 @@ def _refuse_two_keys(row: Mapping[str, Any], kind: str, said: str, options: list
 
 
 def listed_in(question: str, sign: str) -> bool:
-    """True where a line of a question begins with a sign as its label, as "2. Gout" does."""
-    return bool(re.search(_LISTED.format(re.escape(sign)), question))
+    """True where a line behind what is asked begins with a sign as its label, as "2. Gout" does; with a number where
+    another line has the one before or behind it."""
+    listed = _behind_question(question)
+    labels = [sign]
+    if sign.isdecimal():
+        labels.append(str(int(sign) - 1 if int(sign) > 1 else int(sign) + 1))
+    return all(re.search(_LISTED.format(re.escape(label)), listed) for label in labels)
+
+
+def _behind_question(question: str) -> str:
+    """The text behind the last question mark; all of it where there is none."""
+    return re.split("[?？]", question)[-1]
 
 
 def gives_away(question: str, options: Sequence[str], answer: str) -> str:
-    """The line of a question that gives its own answer, as "Answer: B" does; "" of none."""
-    for line in _GIVEN.finditer(question):
+    """The line behind what is asked that gives its own answer, as "Answer: B" does; "" of none. Before it stand worked
+    examples with their answers."""
+    for line in _GIVEN.finditer(_behind_question(question)):
         said = line[1].strip()
         named = answers.choice(f"<answer>{said}</answer>", options) if options else said
         if named and named.casefold() == answer.casefold():

@@ -129,7 +129,7 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
             if isinstance(row, str):
                 raise DataError(row)
             found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
-            for key in found.keys() - case_files.KEYS.keys():  # bytes of it would not be written
+            for key in found.keys() - case_files.KEYS.keys() - case_files.PROVENANCE:  # its bytes would be lost
                 if case_files.left_out(key, found[key], found["images"]):
                     raise DataError(f"key {border.cut(key)}: not a key of a row; call it images")
             names = (f"{made.file.stem}-{number}-{n}" for n in itertools.count(1))
@@ -201,7 +201,10 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     images = found.get("images") or []
     images = forms.pictures(images) if isinstance(images, str) else images
     images = images if isinstance(images, list | tuple) else [images]
-    more = sorted((key for key in found if case_files.NUMBERED.fullmatch(key.lower())), key=tables.in_order)
+    numbered = [key for key in found if case_files.NUMBERED.fullmatch(key.lower())]
+    holds = [key for key in numbered if isinstance(found[key], Mapping | bytes)]  # else a text may be its description
+    holds += [key for key in numbered if key not in holds and case_files.left_out(key, found[key], [])]
+    more = sorted(holds, key=tables.in_order)
     images = [*images, *(cell for cell in map(found.pop, more) if cell not in (None, "", *images))]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": images}
 
@@ -216,7 +219,7 @@ def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
     else:
         return {}
     columns = {cells[key]: found.pop(key) for key in list(cells)}
-    columns = {key: text for key, text in columns.items() if _said(text).lower() not in tables.ABSENT}
+    columns = {key: text for key, text in columns.items() if not tables.absent(_said(text))}
     more = [key for key in found if re.fullmatch("[k-z]", key.lower()) and found[key] not in (None, "")]
     if len(columns) > len(LETTERS) or (len(columns) == len(LETTERS) and "k" in map(str.lower, more)):
         raise DataError(f"key options: {len(columns) + len(more)}; a case has at most {len(LETTERS)}")

@@ -23,12 +23,15 @@ _DEDUCTION = re.compile(
     r"|因为|由于|所以|因此|导致|引起|说明",
     re.I,
 )
-# behind "prior" and "posterior" where they are probabilities: no other word, as in "posterior wall" and "prior to"
+# behind "prior" and "posterior" where they are probabilities: a share of a disease, one of these words or none, but not
+# "wall" or "to". Several always are
 _NOUN = (
-    r"s?\b(?!-|\s+(?!(?:probabilit|odds|chance|belief|estimate|likelihood|prevalence|suspicion|distribution|is|was|of|for|"
+    r"(?:s\b|\b(?!-|\s+(?!(?-i:[A-Z]{2,}):?\s+\d+(?:\.\d+)?\s?%|"
+    r"(?:probabilit|odds|chance|belief|estimate|likelihood|prevalence|suspicion|distribution|is|was|of|for|"
     r"in|here|now|then|after|given|favou?r|rise|fall|goes|become|remain|increase|decrease|drop|shift|move|would|low|"
-    r"high|strongly|clearly|about|roughly)"
-    r"(?:s|y|ies|e?d|ped)?\b)[a-z])"
+    r"high|strongly|clearly|about|roughly|from|based|that|with|set|risk|reach|climb|exceed|approach|stay|support|point|"
+    r"lean|jump|concentrate|confidence|ratio|make|ranking)"
+    r"(?:y|ies|e?s|e?d|ped)?\b)[a-z]))"
 )
 PRIOR = rf"\bprior{_NOUN}|\bpre-?test\b|先验|验前"
 POSTERIOR = rf"\bposterior{_NOUN}|\bpost-?test\b|后验|验后"

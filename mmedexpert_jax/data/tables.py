@@ -97,6 +97,12 @@ class InFolder:
         return _large(path, (seen.st_mtime_ns, seen.st_size))
 
 
+def absent(cell: str) -> bool:
+    """True for the text of an empty cell; "Null" is a word, such as that of an allele."""
+    bare = cell.strip()
+    return bare.lower() in ABSENT and bare != "Null"
+
+
 def existing(path: Path) -> Path:
     """`path`, or the file of its name in the other form of Unicode, as macOS packs "é": as a letter and a mark, or with
     slashes in the place of Windows' marks; `path` itself where none is there."""

@@ -57,7 +57,7 @@ _THING = re.compile(
 )
 _BROUGHT = re.compile(r"\b(?:brings?|brought|carries|carried)(?: in)? (?:her|his|their|the|an?) $", re.I)
 _AGES = (  # other ways to say it
-    re.compile(rf"\baged?:? (?P<number>\d{{1,3}})\b(?:{_UNIT})?", re.I),
+    re.compile(rf"(?<!gestational )\baged?:? (?P<number>\d{{1,3}})\b(?:{_UNIT})?", re.I),
     re.compile(r"\b(?P<number>\d{1,3})[\s-](?P<unit>months?|weeks?|days?|hours?) of age\b", re.I),
     re.compile(
         r"\b(?:(?:wo)?man|(?:fe)?male|boy|girl|patient|lady|gentleman)[,:]? (?:of )?\(?(?P<number>\d{1,3})"
@@ -74,7 +74,7 @@ _AGES = (  # other ways to say it
         re.I,
     ),
     re.compile(r"\b(?P<number>\d{1,3}) (?P<unit>Jahre|Monate|Wochen|Tage) alt(?:e[rsn]?)?\b", re.I),
-    re.compile(r"(?:[男女][，,]\s*|[生出]后)(?P<number>\d{1,2})\s*(?P<unit>个?月|天|日|小时)(?![前来后余])"),
+    re.compile(r"(?:[男女][，,]\s*|出生后|(?<!发)生后)(?P<number>\d{1,2})\s*(?P<unit>个?月|天|日|小时)(?![前来后余])"),
     re.compile(r"생후 (?P<number>\d{1,3})\s*(?P<unit>개월|주|일)"),
     re.compile(
         r"(?:мальчик|девочк|реб[её]н|пациент|больн|мужчин|женщин)\w*,? (?P<number>\d{1,3}) (?P<unit>лет|год|мес)", re.I
@@ -88,7 +88,7 @@ _CSI = re.compile(
     r"blastoma)|tumou?rs?|malignan\w+|chemotherap\w+|radiotherap\w+|oncolog\w*|surg(?:ery|ical|eon)\w*|resect\w+|"
     r"\w+ectom(?:y|ies)|post-?operative\w*|pre-?operative\w*|intra-?operative\w*|an(?:a)?esthesi\w+|laparo\w+|"
     r"incision|hernia|appendicitis|fractur\w+|trauma\w*|burns?|burned|gunshot|stab wound|orthop(?:a)?edic\w*|"
-    r"transplant\w*|skeletal)\b|外科|骨科|整形|肿瘤|癌|术后|手术|骨折|化疗|放疗|麻醉|\w*(?:karzinom|krebs)|\b(?:chir[uú]rg|"
+    r"transplant\w*|skeletal)\b|外科|骨科|整形|肿瘤|癌|术后|手术|骨折|化疗|放疗|麻醉|karzinom|krebs|\b(?:chir[uú]rg|"
     r"fraktur|c[aá]ncer)",
     re.I,
 )

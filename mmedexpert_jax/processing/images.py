@@ -33,6 +33,7 @@ _WEB = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # of the web, or a cl
 ADDRESS = re.compile(rf"data:|file:|{_WEB.pattern}", re.IGNORECASE)  # of an image that is no path; schemes have no case
 BASE64 = ("iVBO", "/9j/", "R0lG", "UklG")  # beginnings of PNG, JPEG, GIF and WebP in it
 TAIL = 65_536  # bytes at a JPEG's end in which its end-of-image marker is looked for
+DRAWN = 32  # levels of grey up to which a picture of 16 bits is a mask or a drawing
 FAINT = 2  # opacity, of 255, up to which nothing of a pixel is seen: programs leave 0 or 1 in channels they do not use
 ORIENTATION = 274  # EXIF's tag; 1: upright
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags that say what 0 means (0: white), and the type (2: signed)
@@ -416,12 +417,27 @@ def _coarse(image: Image.Image) -> bool:
 
 
 def _check_coarse(image: Image.Image, name: str) -> None:
-    """Raises DataError where colours of 16 bits hold values of 14 at most but for a few, whose upper 8 are dark."""
-    brightest = np.percentile(np.asarray(image.convert("RGB")), 99.9)
-    if 0 < brightest < 64:
-        bits = 12 if brightest < 16 else 14
+    """Raises DataError where colours of 16 bits hold values of 12 at most, whose upper 8 are nearly black."""
+    brightest = int(np.asarray(image.convert("RGB")).max())
+    if 0 < brightest < 16:
+        raise DataError(f"{name}: a 16-bit colour image with values of 12 bits at most; save it with 8 bits a channel")
+
+
+def _check_grey(values: np.ndarray, name: str) -> None:
+    """Raises DataError where grey values of 16 bits hold 12, as scanners write and shift them: by the full range they
+    are one grey, and which part of it matters only the owner knows.
+
+    The brightest and the darkest level may be a burnt-in letter's and a border's. A few levels are a mask or a drawing,
+    8 bits at most a blank, and multiples of 257 a picture of 8 bits, which are shown as they are.
+    """
+    levels = np.flatnonzero(np.bincount(values.ravel().astype(np.int64)))
+    highest, inner = levels[-1], levels[1:-1]
+    narrow = len(levels) > DRAWN and inner[-1] - inner[0] < 4096 and bool((levels % 257).any())
+    if highest > 255 and (highest < 4096 or narrow):
+        low, high = (inner[0], inner[-1]) if narrow else (levels[0], highest)
         raise DataError(
-            f"{name}: a 16-bit colour image with values of {bits} bits at most; save it with 8 bits a channel"
+            f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only (12 bits); give it a "
+            '"window": [centre, width], or "range" for darkest to brightest, or "full" to scale by 65535'
         )
 
 
@@ -478,17 +494,8 @@ def _to_uint8(values: np.ndarray, mode: str, name: str, view: View) -> np.ndarra
             f"{name}: grey values from {lowest:g} to {highest:g}; window them to 0..255 and save as 8 bit, or give a "
             f'"window": [centre, width]'
         )
-    # 12-bit scanners write 0..4095 into 16 bits, and others shift them. By the full range that is one grey, whatever a
-    # few pixels of a burnt-in letter say, and which part of it matters only the owner knows. Two levels are a mask.
     if limit == 65535:
-        counts = np.bincount(values.ravel().astype(np.int64))
-        low, high = np.searchsorted(np.cumsum(counts), np.array([0.01, 0.99]) * values.size)
-        if high - low < 65536 / 4 and (255 < highest < 4096 or np.count_nonzero(counts) > 2):
-            bits = "12 bits" if highest < 4096 else f"up to {highest:g} in all"
-            raise DataError(
-                f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only ({bits}); give it a "
-                '"window": [centre, width], or "range" for darkest to brightest, or "full" to scale by 65535'
-            )
+        _check_grey(values, name)
     if limit == 65535:  # looked up, since a table of 65,536 levels costs less than arithmetic on every pixel
         return grey(np.arange(65_536) / limit)[values.astype(np.uint16)]
     return grey(values / limit)

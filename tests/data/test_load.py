@@ -802,6 +802,63 @@ def test_the_label_of_a_list_is_no_open_answer(tmp_path, labels, answer):
     assert case.answer == "2"
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("2-year-old boy with cough. How many kidneys are seen?", "2"),
+        ("1.5T MRI. How many lesions are seen?", "1"),
+        ("4-chamber view: how many chambers are enlarged?", "4"),
+        ("4. Number of lesions", "4"),
+        ("Seen are:\n1. a mass\n2. a cyst\nHow many are malignant?", "1"),
+        ("Which allele makes nothing?", "Null"),
+        ("Q: Is gout painful? Answer: yes\nQ: Is asthma painful?", "yes"),
+    ],
+)
+def test_numbers_words_and_worked_examples_are_no_faults(tmp_path, question, answer):
+    (case,) = load_cases(_write(tmp_path, {"problem": question, "answer": answer}), "train")
+    assert (case.question, case.answer) == (question, answer)
+
+
+def test_null_is_an_option_where_it_is_a_word(tmp_path):
+    (tmp_path / "a.csv").write_text("question,A,B,C,answer\nWhich?,Null,Hypomorph,,A\nWhich one?,x,y,NULL,A\n")
+    own.convert(tmp_path / "a.csv", tmp_path)
+    found = load_cases(tmp_path, "train")
+    assert [case.options for case in found] == [("Null", "Hypomorph"), ("x", "y")]
+
+
+def test_a_converted_table_may_lie_beside_its_source(tmp_path, caplog):
+    (tmp_path / "train.csv").write_text("question,A,B,answer\nWhich?,x,y,A\n")
+    own.convert(tmp_path / "train.csv", tmp_path)
+    assert len(load_cases(tmp_path, "train")) == 1 and own.check(tmp_path)
+    assert "train.jsonl is read; train.csv, which it may be made of, is not" in caplog.text
+
+
+def test_a_numbered_column_of_words_and_an_address_of_a_source_are_no_pictures(tmp_path):
+    row = {key: ROW[key] for key in ("question", "options", "answer")} | {"source": "https://x.org/y.jpg"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"figure1": "The mass", "images": []}))
+    made = own.convert(tmp_path / "a.jsonl", tmp_path / "out")
+    assert not made.refused and json.loads(made.file.read_text())["figure1"] == "The mass"
+    (case,) = load_cases(made.file, "train")
+    assert not case.images
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("A low band ends at 7, whereas a high one has no end.", True),
+        ("Urea is 9. Findings like these suggest that the answer is B somehow, or else not.", False),
+    ],
+)
+def test_an_answer_about_the_whole_list_is_an_open_one(tmp_path, answer, kept):
+    row = {"problem": "Explain the bands:\nA. low\nB. high", "answer": answer}
+    if kept:
+        (case,) = load_cases(_write(tmp_path, row), "train")
+        assert (case.options, case.answer) == ((), answer)
+        return
+    with pytest.raises(DataError, match="speaks of options and gives none"):
+        load_cases(_write(tmp_path, row), "train")
+
+
 @pytest.mark.parametrize("line", ["\nAnswer: B", " Correct answer: high", "\n答案：B"])
 def test_a_question_that_gives_its_answer_away_is_refused(tmp_path, line):
     with pytest.raises(DataError, match="gives its own answer away; take it out"):

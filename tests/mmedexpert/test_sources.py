@@ -752,6 +752,15 @@ def test_pictures_under_another_key_are_refused_not_dropped(tmp_path, key):
     assert f"key {key} is not read; call it images" in found.rejected[0]["detail"]
 
 
+@pytest.mark.parametrize(
+    "more", [{"source_url": "https://x.org/fig1.png"}, {"reference": "see Figure 2.png"}, {"thumbnail": "t.jpg"}]
+)
+def test_a_picture_named_in_passing_is_a_remark(tmp_path, more):
+    row = {"question": "Which allele makes nothing?", "options": ["x", "Null"], "answer": "B"} | more
+    (found,) = collect([write(tmp_path / "a.jsonl", [row])]).records
+    assert (found.options, found.flags) == (("x", "Null"), ("mentions-picture",))
+
+
 def test_marks_of_images_inside_a_raw_question_are_read(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     row = {"options": ["x", "y"], "answer": "A"}

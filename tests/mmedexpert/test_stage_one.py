@@ -365,6 +365,11 @@ def test_specialties_are_those_that_the_recipe_of_the_embedded_cases_knows():
         ("A 70-year-old man has heart failure and angina.", "", "AM", "cardiology"),
         ("A 50-year-old man is tired.", "", "AM", ""),
         ("A patient is seen.", "JAMA Pediatrics", "CAH", ""),
+        ("A primigravida at gestational age 32 weeks has hypertension.", "", "AM", "cardiology"),
+        ("病人骨折发生后3天", "", "CSI", ""),
+        ("引流管取出后3天发热", "", "AM", ""),
+        ("出生后3天黄疸", "", "CAH", ""),
+        ("Ein Magenkarzinom.", "", "CSI", ""),
     ],
 )
 def test_rules_of_the_specialties(question, field, specialty, sub):

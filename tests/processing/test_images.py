@@ -347,7 +347,6 @@ def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():
     [
         lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) == 0, 65535, ramp * 16),  # a burnt-in letter
         lambda ramp: ramp,  # 8 bits in 16
-        lambda ramp: ramp * 64 - 1,  # 14 bits
         lambda ramp: ramp * 16 - 1024 + 32768,  # a CT, shifted
     ],
 )
@@ -359,6 +358,28 @@ def test_grey_values_of_16_bits_that_would_be_nearly_one_grey_are_refused(shown)
     assert np.asarray(open_image(data, window="full")).shape == (64, 256, 3)
     mask = Image.fromarray((ramp > 200).astype(np.uint16))  # two levels
     assert np.asarray(open_image(encoded(mask, "PNG"))).max() == 0
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda ramp: np.where(ramp == 9, 0, 65535),  # a line on white
+        lambda ramp: np.where(ramp == 9, 32768, np.where(ramp == 1, 65535, 0)),  # a mask with small regions
+        lambda ramp: 15000 + 40 * ramp,  # little contrast
+        lambda ramp: (11 + ramp // 16) * 257,  # a dark picture of 8 bits
+        lambda ramp: ramp + 60000 // (1 + (ramp - 9) ** 2),  # a bright spot with an edge
+    ],
+)
+def test_grey_values_of_16_bits_that_are_dark_or_few_are_shown(shown):
+    values = shown(np.tile(np.arange(1, 257), (64, 1)))
+    found = np.asarray(open_image(encoded(Image.fromarray(values.astype(np.uint16)), "PNG")))
+    assert np.abs(found[..., 0] - values / 257).max() <= 1
+
+
+def test_a_small_bright_spot_in_colours_of_16_bits_is_shown():
+    colours = np.full((60, 60, 3), 2000, np.uint16)
+    colours[30, 30] = 65535
+    assert np.array_equal(open_image(deep_png(colours)), colours >> 8)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])

@@ -152,7 +152,7 @@ def absent(value: Any) -> bool:
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and value.strip().lower() in tables.ABSENT)
+        or (isinstance(value, str) and tables.absent(value))
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import gives_away, inline, listed, placed
-from mmedexpert_jax.data.tables import ABSENT, InFolder, existing, in_order
+from mmedexpert_jax.data.tables import ABSENT, InFolder, absent, existing, in_order
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
@@ -190,7 +190,7 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
     kept = [
         (letter, option)
         for letter, text in zip(letters, texts, strict=False)
-        if (option := plain_text(text, [])).casefold() not in ABSENT
+        if not absent(option := plain_text(text, []))
     ]
     if len(kept) < len(texts):
         repairs.append("empty-option")

@@ -1,8 +1,9 @@
 """Collection (section 3.1): files to records, with a count of what was repaired, flagged and refused, and why."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,14 +201,25 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
         read = (raw.explanation, raw.field)
         for key in sorted(row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}):
             value = row[key].strip() if isinstance(row[key], str) else row[key]
-            if value not in read and case_files.left_out(key, value, raw.images or record.images):
+            if value in read or not case_files.left_out(key, value, raw.images or record.images):
+                continue
+            if not _in_passing(str(key).lower(), value, folders):
                 raise Rejected("image-missing", f"key {border.cut(str(key))} is not read; call it images")
+            if "mentions-picture" not in record.flags:
+                record = replace(record, flags=(*record.flags, "mentions-picture"))
         return record
     except (Rejected, MemoryError):
         raise
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of
         name = shape.name if shape else "row"
         raise Rejected("unreadable", border.cut(f"{name}: {type(error).__name__} {error}", 200)) from None
+
+
+def _in_passing(key: str, value: Any, folders: list[Path]) -> bool:
+    """True for the name of a picture that is not there, or on the web, under a key that does not mean images."""
+    means = key == "images" or case_files.ALIASES.get(key) == "images" or case_files.NUMBERED.fullmatch(key)
+    is_name = isinstance(value, str) and not value.lower().startswith("data:")
+    return is_name and not means and not any(os.path.exists(folder / value) for folder in folders)
 
 
 def _headed(row: dict[str, Any], file: str) -> dict[str, Any]:
