@@ -123,10 +123,13 @@ def get_config():
         ("config.lr = None", "config.lr expects a finite number, got None"),
         ("del config.steps; config.steps = '10'", "config.steps expects an integer, got '10'"),
         ("del config.eval; config.eval = ConfigDict({'every': -1})", "config.eval.batch_size is missing"),
-        ("config.learning_rate = 1e-5", "no field config.learning_rate in this config; did you mean config.lr?"),
-        ("config.lora.r = 8", "no field config.lora.r in this config; did you mean config.lora.rank?"),
-        ("config.rewards.acuracy = 2.0", "no field config.rewards.acuracy in this config; did you mean"),
-        ("config.density = 0.9", "no field config.density in this config"),
+        (
+            "config.learning_rate = 1e-5",
+            "config.learning_rate is read by nothing of the job gba; did you mean",
+        ),
+        ("config.lora.r = 8", "config.lora.r is read by nothing of the job gba; did you mean config.lora.rank?"),
+        ("config.rewards.acuracy = 2.0", "config.rewards.acuracy is read by nothing of the job gba; did you mean"),
+        ("config.density = 0.9", "config.density is read by nothing of the job gba"),
     ],
 )
 def test_a_users_own_config_is_held_to_the_fields_of_its_job(capsys, tmp_path, monkeypatch, change, said):
