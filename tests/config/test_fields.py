@@ -1,5 +1,6 @@
 """The table of fields: whole, and every refusal is one line with exit code 2."""
 
+import importlib
 import json
 
 import numpy as np
@@ -266,3 +267,8 @@ def test_a_config_that_is_none_is_one_line(capsys, tmp_path, source, reason):
 def test_names_of_other_tools_get_ours(capsys, argument, suggestion):
     assert main(["--config=configs/gba.py", argument]) == 2
     assert f"did you mean {suggestion}" in capsys.readouterr().err
+
+
+def test_every_name_of_the_package_is_there():
+    package = importlib.import_module("mmedexpert_jax.config")
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
