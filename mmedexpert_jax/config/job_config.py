@@ -6,7 +6,6 @@ import difflib
 import functools
 import importlib.util
 import io
-import json
 import math
 import os
 import re
@@ -289,11 +288,10 @@ def begun(config: ConfigDict) -> dict[str, Any]:
     if config.get("fresh") or not config.get("workdir"):
         return {}
     try:
-        saved = json.loads((Path(config.workdir).expanduser() / "config.json").read_bytes())
-    except (OSError, ValueError, RuntimeError, RecursionError):  # none, damaged, or the home of nobody
+        saved = border.read_json(Path(config.workdir).expanduser() / "config.json", dict[str, Any], error=ConfigError)
+    except (ConfigError, OSError, RuntimeError):  # none, damaged, or the home of nobody
         return {}
-    pairs = flatten(saved) if isinstance(saved, dict) else []
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in pairs}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(saved)}
 
 
 @functools.cache
