@@ -397,7 +397,8 @@ def unknown_key(key: str, known: list[str]) -> str:
     inside = [name for name in known if name.startswith(key + ".")]
     if inside:
         return f"config.{key} is a group, not a field; it holds {', '.join(inside)}"
-    return f"no field config.{key} in this config; {nearest(key, known)}--list_config shows all"
+    hint = nearest(key, known)
+    return f"no field config.{key} in this config; {hint}--list_config shows all"
 
 
 def nearest(key: str, known: list[str]) -> str:
