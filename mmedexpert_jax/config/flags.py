@@ -29,6 +29,7 @@ class Flags:
     # command line, anything JSON has from a file, and True for `--config.key` without a value.
     overrides: list[tuple[str, Any]] = field(default_factory=list)
     list_config: bool = False  # print the config's fields instead of running
+    debug: bool = False  # show tracebacks; of an error of the arguments too, so that `cli` looks for it there
     help: bool = False  # print the usage instead of running
     version: bool = False  # print the version instead of running
     processes: int = 1  # of this machine, that the job runs in

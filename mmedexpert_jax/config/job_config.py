@@ -23,6 +23,7 @@ from mmedexpert_jax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PRESETS_FILE = Path(__file__).with_name("presets.py")
+_SET = "_set_by_override"  # of a ConfigDict's own attributes: dotted key -> the config file's value
 FIXED = ("job", "preset")  # fields that name the config; a config file sets them
 
 
@@ -143,6 +144,7 @@ def read_config(spec: str) -> ConfigDict:
         raise ConfigError(f"{path} does not run: {border.message_of(error, 200)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
+    vars(config).pop(_SET, None)  # what the file itself set is the file's
     return config.lock()
 
 
@@ -186,6 +188,7 @@ def override(config: ConfigDict, pairs: list[tuple[str, Any]]) -> None:
             raise ConfigError(unknown_key(key, list(known)))
         kind, optional, default = known[key]
         config.update_from_flattened_dict({key: convert(key, value, kind, optional, default)})
+        vars(config).setdefault(_SET, {}).setdefault(key, default)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -270,12 +273,25 @@ def names_of(job: str) -> frozenset[str]:
     return frozenset().union(*_by_preset(job).values())
 
 
-def changed(config: ConfigDict) -> dict[str, Any]:
-    """The fields of a job that differ from the package's own config of it, under its preset where that has it."""
-    presets = _by_preset(config.job)
-    usual = presets.get(config.preset) or next(iter(presets.values()))
-    values = {key: value for key, (_, _, value) in fields(config).items()}
-    return {key: value for key, value in values.items() if key not in usual or value != usual[key][2]}
+def given(config: ConfigDict) -> dict[str, Any]:
+    """The fields that `override` has set to other values than the config file's, but for those with which the run in
+    the folder began: a resume repeats them."""
+    values, before = fields(config), begun(config)
+    was = {key: value for key, value in vars(config).get(_SET, {}).items() if key in values}
+    now = {key: values[key][2] for key, value in was.items() if values[key][2] != value}
+    return {key: value for key, value in now.items() if key not in before or before[key] != value}
+
+
+def begun(config: ConfigDict) -> dict[str, Any]:
+    """The fields, by dotted key, of the run that is in the folder of a config; empty where there is none or where it is
+    to start over."""
+    if config.get("fresh") or not config.get("workdir"):
+        return {}
+    try:
+        saved = border.read_json(Path(config.workdir).expanduser() / "config.json", dict[str, Any], error=ConfigError)
+    except (ConfigError, OSError, RuntimeError):  # none, damaged, or the home of nobody
+        return {}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(saved)}
 
 
 @functools.cache
@@ -381,13 +397,18 @@ def unknown_key(key: str, known: list[str]) -> str:
     inside = [name for name in known if name.startswith(key + ".")]
     if inside:
         return f"config.{key} is a group, not a field; it holds {', '.join(inside)}"
+    hint = nearest(key, known)
+    return f"no field config.{key} in this config; {hint}--list_config shows all"
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """The question after the known key that was meant by another, for a refusal; empty where none is near."""
     leaf = key.rpartition(".")[2]
     same = [k for k in known if k.rpartition(".")[2] == leaf][:1]
     cased = (name for name in known if name.lower() == key.lower())  # that differ in capitals alone
     meant = [name for name in (elsewhere(leaf, known), *cased) if name]
     close = meant or difflib.get_close_matches(key, known, n=1) or same
-    hint = f"did you mean config.{close[0]}? " if close else ""
-    return f"no field config.{key} in this config; {hint}--list_config shows all"
+    return f"did you mean config.{close[0]}? " if close else ""
 
 
 def _number(value: Any) -> float:

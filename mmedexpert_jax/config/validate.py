@@ -3,7 +3,7 @@
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from mmedexpert_jax.config.fields import (
     raw_sources,
 )
 from mmedexpert_jax.config.job_config import (
-    changed,
+    begun,
     convert,
     defaults,
     field_of,
     fields,
+    given,
     in_words,
     names_of,
-    unknown_key,
+    nearest,
 )
 from mmedexpert_jax.config.presets import JOBS
 from mmedexpert_jax.errors import ConfigError, DataError, holds_login
@@ -79,7 +80,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
             both = f"and config.{prefix}epochs are both 0; set one of them" if "epochs" in stage else "is 0; set it"
             raise ConfigError(f"config.{prefix}steps {both}")
         if "adam_betas" in stage:
-            _check_training(prefix, stage)
+            _check_training(prefix, stage, begun(config))
         if "objective" in stage:
             check_groups(prefix, stage)
         _check_idle(config, prefix, stage)
@@ -120,7 +121,8 @@ def check_fields(config: ConfigDict) -> None:
     if job not in JOBS:
         raise ConfigError(f"config.job={border.shown(job)} is no job; set it to one of {', '.join(JOBS)}")
     if unread := next((key for key in found if key not in names_of(job)), ""):
-        raise ConfigError(unknown_key(unread, list(names_of(job))))
+        hint = nearest(unread, list(names_of(job)))
+        raise ConfigError(f"config.{unread} is read by nothing of the job {job}; {hint}leave it out of the config file")
     for key, (kind, optional, default) in defaults(job).items():
         own, _, value = found.get(key, (None, False, None))
         if own is None:
@@ -183,8 +185,8 @@ def _check_url(key: str, url: str) -> None:
         raise ConfigError(f"config.{key} must be a URL such as https://host/v1, got {border.shown(url)}")
 
 
-def _check_training(prefix: str, stage: ConfigDict) -> None:
-    """The optimizer's betas, and what held-out scores are to choose."""
+def _check_training(prefix: str, stage: ConfigDict, before: Mapping[str, Any]) -> None:
+    """The optimizer's betas, and what held-out scores are to choose, unless the run began `before` with that."""
     betas = stage.adam_betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(
@@ -202,7 +204,8 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
                 f"config.{prefix}eval.{name} chooses by held-out scores, and eval.every={stage.eval.every} makes "
                 f"{made}; set --config.{prefix}eval.every to a number of steps"
             )
-        if stage.eval.split == "test" and stage.eval[name]:
+        chose = before.get(f"{prefix}eval.split"), before.get(f"{prefix}eval.{name}")
+        if stage.eval.split == "test" and stage.eval[name] and chose != ("test", stage.eval[name]):
             raise ConfigError(
                 f"config.{prefix}eval.{name} chooses by the test split, which is to be reported alone; choose on dev: "
                 f"--config.{prefix}eval.split=dev"
@@ -211,12 +214,12 @@ def _check_training(prefix: str, stage: ConfigDict) -> None:
 
 def _check_idle(config: ConfigDict, prefix: str, stage: ConfigDict) -> None:
     """Raises ConfigError where a field was set that says nothing under the value of another (IDLE)."""
-    given, found = changed(config), fields(stage)
+    found, said = fields(stage), given(config)
     for names, owners, idle in IDLE:
         if not all(owner in found and idle(found[owner][2]) for owner in owners):
             continue
-        for key in (key for key in names if prefix + key in given):
-            value = given[prefix + key]
+        for key in (key for key in names if prefix + key in said):
+            value = said[prefix + key]
             shown = f"{value:g}" if isinstance(value, float) else border.shown(value)
             without = f"without {owners[0]}; set --config.{prefix}{owners[0]}, or leave it out"
             beside = f"beside {owners[0]}={border.cut(str(found[owners[0]][2]))}; leave one of them out"

@@ -118,7 +118,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return "error: a path begins with ~ and the name of nobody here; write the folder out", 2
     if isinstance(error, ValueError) and text.startswith("embedded null"):  # of any call that takes a path
         return "error: a path holds a zero byte, which no file's name can; write it out", 2
-    if isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _in_a_folder():
         return "error: the current folder is gone; cd to one that is there", 4
     if isinstance(error, PermissionError):
         return f"error: {error.strerror}: {error.filename}; fix its permissions or choose another path", 4
@@ -131,6 +131,14 @@ def explain(error: Exception) -> tuple[str, int]:
             4,
         )
     return f"error: {type(error).__name__}: {text[:300]}; run with --debug for the traceback", 1
+
+
+def _in_a_folder() -> bool:
+    """False where the current folder has been deleted."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def usage() -> str:

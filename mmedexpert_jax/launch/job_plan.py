@@ -39,6 +39,7 @@ def describe(config: ConfigDict) -> str:
 
         *lines, last = dataset_plan.describe(config).splitlines()
         return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
+    given = config
     if config.get("mergekit"):
         config = _as_its_file_says(config)
     run = Path(config.workdir)
@@ -69,7 +70,7 @@ def describe(config: ConfigDict) -> str:
 
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *([] if ended else _hours(config, counts, asked))]
-    lines += [*_advice(config, counts), *_changed(config)]
+    lines += [*_advice(config, counts), *_changed(given)]
     start = "" if ended else "without plan it starts; "
     return "\n".join([*lines, f"nothing was run; {start}fields: mmedexpert {config.job} --help"])
 

@@ -201,7 +201,7 @@ def run_job(config: ConfigDict) -> bool:
 
 def _run_part(config: ConfigDict) -> None:
     """Carries out a part of a job; one that is finished stays as it was made, though others go on with other fields."""
-    if kept := processes.agree(settled(config.workdir, config)):
+    if kept := processes.agree(settled(config.workdir, config, part=True)):
         print(f"{config.workdir} is finished and stays as it is: {kept}", flush=True)
     else:
         run_job(config)

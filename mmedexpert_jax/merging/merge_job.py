@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.config.fields import named_path
-from mmedexpert_jax.config.job_config import changed
+from mmedexpert_jax.config.job_config import given
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
@@ -105,7 +105,7 @@ def check_together(config: ConfigDict, recipe: Recipe) -> None:
 def check_numbers(config: ConfigDict) -> None:
     """Raises ConfigError where a number of the job is set that its method does not read."""
     reads = {"density": uses(config.method, "density"), "fisher_prompts": METHODS[config.method].by_fisher}
-    for key in changed(config):
+    for key in given(config):
         if not reads.get(key, True):
             raise ConfigError(f"config.{key} says nothing: {config.method} has no {key}; leave it out")
 

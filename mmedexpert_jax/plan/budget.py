@@ -256,7 +256,7 @@ def training_steps(config: ConfigDict, train: Mapping[str, int], specialty: str 
 
 def filter_answers(config: ConfigDict, train: Mapping[str, int]) -> int:
     """Answers that a training asks of its cases before the first step."""
-    return config.get("filter", {}).get("samples", 0) * sum(n for name, n in train.items() if name != "image")
+    return config.get("filter", {}).get("samples", 0) * sum(train.values())
 
 
 def _cases_per_step(config: ConfigDict) -> int:

@@ -39,11 +39,11 @@ def find(name: str) -> Devices:
 
 
 def _fraction() -> float:
-    """The share of a GPU that JAX preallocates. Raises ConfigError."""
+    """The share of a GPU that JAX preallocates; above 1 with unified memory. Raises ConfigError."""
     for name in FRACTION:
         if text := os.environ.get(name, "").strip():
-            if not re.fullmatch(r"\d*\.?\d+|\d+\.", text) or not 0 < float(text) <= 1:
-                raise ConfigError(f"{name}={text} is no share of the memory; set it to a number up to 1, or unset it")
+            if not re.fullmatch(r"\d*\.?\d+|\d+\.", text) or not 0 < float(text) < 1e6:
+                raise ConfigError(f"{name}={text} is no share of the memory; set it to a number above 0, or unset it")
             return float(text)
     return 0.75  # where nothing is said
 

@@ -22,7 +22,7 @@ from mmedexpert_jax.runtime import costs, metrics
 # Bytes a second from the memory of one device, as its vendor states it, by the names of `costs.PEAKS`.
 BANDWIDTH = {
     "V100": 0.9e12, "T4": 0.32e12, "L4": 0.3e12, "L40S": 0.864e12, "A10": 0.6e12, "A10G": 0.6e12, "A100": 2.0e12,
-    "H100": 3.35e12, "H200": 4.8e12, "TPU v4": 1.23e12, "TPU v5 lite": 0.82e12, "TPU v5e": 0.82e12,
+    "H100": 3.35e12, "H200": 4.8e12, "GH200": 4.0e12, "TPU v4": 1.23e12, "TPU v5 lite": 0.82e12, "TPU v5e": 0.82e12,
     "TPU v5p": 2.77e12, "TPU v5": 2.77e12, "TPU v6": 1.64e12, "TPU v6e": 1.64e12,
 }  # fmt: skip
 # Shares of the roofline that are assumed: matrix products of a training step at a third of the peak and decoding at

@@ -40,16 +40,24 @@ IDLE: dict[str, tuple[Any, ...] | None] = {
     **dict.fromkeys(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")),
     **dict.fromkeys(("prompt_cache_retention", "parallel_tool_calls", "spaces_between_special_tokens")),
     **dict.fromkeys(("priority", "request_id", "cache_salt", "cache_prompt", "id_slot", "keep_alive")),
+    **dict.fromkeys(("timeout", "caching", "drop_params", "api_key", "provider", "usage", "timings_per_token")),
     **dict.fromkeys(("skip_special_tokens", "add_generation_prompt", "include_reasoning", "do_sample"), (True,)),
     **dict.fromkeys(("repetition_penalty", "repeat_penalty", "length_penalty", "typical_p", "best_of"), (1,)),
+    **dict.fromkeys(("n_predict", "truncate_prompt_tokens"), (-1,)),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
-    **dict.fromkeys(("think", "enable_thinking", "web_search_options"), ()),
+    "num_beams": (1,),
+    "detokenize": (True,),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "thinking": ({"type": "disabled"},),
+    "guided_decoding_backend": None,  # the guides themselves are refused
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
     "chat_template_content_format": ("auto",),
 }
 NOTHING: tuple[Any, ...] = (0, "", [], {})  # 0 is False too
+SWITCHES = ("think", "enable_thinking")  # of templates: off is idle where the template does not know them
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves in GPT-2's tokens
 _BYTES = {chr(byte): byte for byte in _PRINTED}
 _BYTES |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)}
@@ -215,8 +223,7 @@ class _Server:
             question = check(given, ChatRequest, "request")
             question.model = self._served(question.model or next(iter(self.desk.loras)))
             for name in given.keys() - set(question.__struct_fields__):
-                idle = IDLE.get(name, NOTHING)
-                if idle is not None and given[name] not in (None, *idle):
+                if not _is_idle(name, given[name], self.desk.processor):
                     raise Refusal(400, f"{cut(name)} is not supported")
             asked = question.max_tokens or question.max_completion_tokens or self.desk.max_new_tokens
             if asked > self.desk.max_new_tokens:
@@ -347,12 +354,26 @@ class _Answer:
         return {"content": tokens} if self.question.logprobs else None
 
 
+def _is_idle(name: str, value: Any, processor: Processor) -> bool:
+    """True for a field beside those of ChatRequest, of a value that changes no answer of the processor's template."""
+    idle = IDLE.get(name, NOTHING)
+    switches = {name: value} if name in SWITCHES else {}
+    if name == "chat_template_kwargs" and isinstance(value, dict):
+        switches = value
+    if switches:
+        template = str(processor.tokenizer.chat_template)
+        return all(
+            off in (None, False) and not re.search(rf"\b{re.escape(key)}\b", template) for key, off in switches.items()
+        )
+    return idle is None or value in (None, *idle)
+
+
 def _piece(processor: Processor, tokens: np.ndarray) -> tuple[str, bytes]:
     """The text that the last token adds, and its bytes, which of a part of a letter only its own spelling tells."""
     before, after = (processor.decode(part) for part in (tokens[-_WIDEST - 1 : -1], tokens[-_WIDEST - 1 :]))
     if not before.endswith("\ufffd") and after.startswith(before) and "\ufffd" not in after[len(before) :]:
         return after[len(before) :], after[len(before) :].encode("utf-8", "replace")
-    spelling = processor.tokenizer.convert_ids_to_tokens(int(tokens[-1]))
+    spelling = processor.tokenizer.convert_ids_to_tokens(int(tokens[-1])) or ""  # embeddings may be padded
     if found := re.fullmatch("<0x([0-9A-F]{2})>", spelling):  # SentencePiece's
         spelt = bytes.fromhex(found[1])
     elif set(spelling) <= _BYTES.keys():

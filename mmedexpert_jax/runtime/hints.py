@@ -46,12 +46,14 @@ def hints(rows: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
             "rewards.length or mask_truncated"
         )
     # a LoRA begins at the reference, with a KL of 0 from which any other is a multiple
-    kl, before = _recent(steps, "kl"), [row["kl"] for row in steps[RECENT:-RECENT] if "kl" in row]
-    usual = max(statistics.median(before), KL_FLOOR / RUNAWAY) if before else float("nan")
+    kl, leasts = _recent(steps, "kl"), [KL_FLOOR] * RECENT + [KL_FLOOR / RUNAWAY] * len(steps)
+    before = [max(row["kl"], least) for row, least in zip(steps[:-RECENT], leasts, strict=False) if "kl" in row]
+    usual = statistics.median(before) if before else float("nan")
     if kl > RUNAWAY * usual:
         found["KL"] = (
             f"the KL to the reference is {kl:.3g} nats a token, {kl / usual:.0f} times {usual:.2g}, its median before "
-            "or the least that counts: lower lr, raise beta"
+            f"(a step counts {KL_FLOOR / RUNAWAY:g} at least, each of the first {RECENT} {KL_FLOOR:g}): "
+            "lower lr, raise beta"
         )
     form, right = _rise(steps, "rewards/format/mean"), _rise(steps, "rewards/accuracy/mean")
     if form > ROSE and right < STOOD:  # the reward of the form may be all that is climbed

@@ -422,11 +422,13 @@ def _resumes(key: str, config: dict) -> str:
     return field_of(key, config.get("job", "")).resume
 
 
-def _changes(path: Path, config: dict) -> dict[str, tuple[Any, Any]]:
-    """`_drift` of the fields that only `allow_changes` lets a run go on with."""
-    drift = _drift(saved_config(path), config).items()
+def _changes(path: Path, config: dict, every: bool = False) -> dict[str, tuple[Any, Any]]:
+    """`_drift` of the fields that only `allow_changes` lets a run go on with: those that it names, or `every` one."""
+    saved = saved_config(path)
+    drift = _drift(saved, config).items() if saved else ()
     named = _named(config)
-    return {key: pair for key, pair in drift if key in named and not _allowed(_resumes(key, config), *pair)}
+    strict = {key: pair for key, pair in drift if not _allowed(_resumes(key, config), *pair)}
+    return {key: pair for key, pair in strict.items() if every or key in named}
 
 
 def over(workdir: str | os.PathLike, config: Any) -> bool:
@@ -436,11 +438,12 @@ def over(workdir: str | os.PathLike, config: Any) -> bool:
     return bool(status) and not _grown(path, plain) and not _goes_back(path, plain, status)
 
 
-def settled(workdir: str | os.PathLike, config: Any) -> str:
+def settled(workdir: str | os.PathLike, config: Any, part: bool = False) -> str:
     """The fields that `allow_changes` names in vain, as the run has them, since it has ended and nothing is trained
-    with others; empty where there are none."""
+    with others; of a `part` all that differ, as the run around it has refused what may not, maybe in an earlier
+    command. Empty where there are none."""
     path, plain = Path(workdir).expanduser(), files.plain(config)
-    changes = _changes(path, plain)
+    changes = _changes(path, plain, every=part)
     return "; ".join(_differ(*item) for item in changes.items()) if over(path, plain) else ""
 
 

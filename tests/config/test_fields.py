@@ -1,5 +1,6 @@
 """The table of fields: whole, and every refusal is one line with exit code 2."""
 
+import importlib
 import json
 
 import numpy as np
@@ -123,10 +124,13 @@ def get_config():
         ("config.lr = None", "config.lr expects a finite number, got None"),
         ("del config.steps; config.steps = '10'", "config.steps expects an integer, got '10'"),
         ("del config.eval; config.eval = ConfigDict({'every': -1})", "config.eval.batch_size is missing"),
-        ("config.learning_rate = 1e-5", "no field config.learning_rate in this config; did you mean config.lr?"),
-        ("config.lora.r = 8", "no field config.lora.r in this config; did you mean config.lora.rank?"),
-        ("config.rewards.acuracy = 2.0", "no field config.rewards.acuracy in this config; did you mean"),
-        ("config.density = 0.9", "no field config.density in this config"),
+        (
+            "config.learning_rate = 1e-5",
+            "config.learning_rate is read by nothing of the job gba; did you mean",
+        ),
+        ("config.lora.r = 8", "config.lora.r is read by nothing of the job gba; did you mean config.lora.rank?"),
+        ("config.rewards.acuracy = 2.0", "config.rewards.acuracy is read by nothing of the job gba; did you mean"),
+        ("config.density = 0.9", "config.density is read by nothing of the job gba"),
     ],
 )
 def test_a_users_own_config_is_held_to_the_fields_of_its_job(capsys, tmp_path, monkeypatch, change, said):
@@ -263,3 +267,8 @@ def test_a_config_that_is_none_is_one_line(capsys, tmp_path, source, reason):
 def test_names_of_other_tools_get_ours(capsys, argument, suggestion):
     assert main(["--config=configs/gba.py", argument]) == 2
     assert f"did you mean {suggestion}" in capsys.readouterr().err
+
+
+def test_every_name_of_the_package_is_there():
+    package = importlib.import_module("mmedexpert_jax.config")
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []

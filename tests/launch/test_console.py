@@ -12,7 +12,7 @@ import pytest
 import mmedexpert_jax
 from mmedexpert_jax import errors
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.launch import console
+from mmedexpert_jax.launch import cli, console
 from mmedexpert_jax.medeval import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.runtime import Run
@@ -243,6 +243,7 @@ def test_a_folder_that_is_gone_and_a_config_that_is_damaged_are_named(tmp_path, 
     text = console.compare([str(tmp_path / "a"), str(tmp_path / "b")])
     assert "the configs are the same" not in text and "None" not in text
     assert f"{tmp_path}/b/config.json is missing or damaged" in capsys.readouterr().err
+    assert cli.explain(FileNotFoundError("no weights"))[0].startswith("error: FileNotFoundError: no weights")
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

@@ -296,12 +296,14 @@ def test_the_27b_of_the_readme_fits_one_device_of_80_gb_and_what_would_make_it_i
     assert "model.quantize=nf4" in problem(load_config(f"configs/{job}.py:medgemma_27b", base), "")
 
 
-@pytest.mark.parametrize("text", ["abc", "nan", "2", "0", "-1"])
+@pytest.mark.parametrize("text", ["abc", "nan", "inf", "9" * 400, "0", "-1"])
 def test_the_share_of_a_gpu_is_a_number_under_either_name_of_jax(monkeypatch, text):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
     assert hardware.find("H100x1").memory == 60e9, "an empty variable says nothing"
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".95")
     assert hardware.find("h100x1").memory == 76e9 and hardware.find("v5p-8").memory == 95e9
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "4.0")
+    assert hardware.find("a100x8").memory == 320e9, "unified memory: the host's counts too"
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", text)
     with pytest.raises(ConfigError, match=f"XLA_CLIENT_MEM_FRACTION={text}"):
         hardware.find("h100x1")

@@ -15,8 +15,8 @@ from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import beyond_positions
 from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.plan import hardware, hours
-from mmedexpert_jax.plan.budget import count, lines, problem
-from mmedexpert_jax.runtime import Run
+from mmedexpert_jax.plan.budget import count, filter_answers, lines, problem
+from mmedexpert_jax.runtime import Run, costs
 from tests.terminal import screen
 
 ALL = ("train", "dev", "test")
@@ -295,13 +295,23 @@ def test_the_passes_of_a_step_of_gba(fields, passes):
 def test_the_roofline_counts_the_filter_and_the_devices_of_the_mesh():
     def taken(**changed):
         settings = {"steps": 10, "eval.every": -1, "plan_mesh": "h100x1"}
-        return hours.seconds(load_config("configs/gba.py:qwen2_vl_2b", settings | changed), Counter(AM=100, image=50))
+        return hours.seconds(load_config("configs/gba.py:qwen2_vl_2b", settings | changed), Counter(AM=100))
 
     assert taken(plan_mesh="h100x4", **{"mesh.data": 1}) == taken()
     assert taken(plan_mesh="h100x4") < 0.8 * taken()
     more = [taken(**{"filter.samples": samples}) - taken() for samples in (8, 16)]
     assert more[0] > 0.1 * taken() and 1.2 * more[0] < more[1] < 2.5 * more[0], "800 answers and twice as many"
     assert taken(**{"eval.every": 10}) == taken(**{"eval.every": 0}), "the last step's evaluation is one"
+
+
+def test_a_specialty_may_be_called_image():
+    config = load_config("configs/gba.py", {"filter.samples": 8, "plan_mesh": "h100x1"})
+    assert filter_answers(config, Counter(AM=10, image=50)) == 8 * 60
+
+
+def test_devices_of_a_known_peak_have_a_known_bandwidth():
+    assert costs.PEAKS.keys() - hours.BANDWIDTH.keys() == {"V100-PCIE"}, "which is a V100 too"
+    assert hours.BANDWIDTH.keys() <= costs.PEAKS.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """What is wrong with a config is one line, before anything is read or written."""
 
+import json
 import re
 
 import pytest
 
 from mmedexpert_jax.config.fields import named_path
+from mmedexpert_jax.config.job_config import given
 from mmedexpert_jax.config.validate import validate
-from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval.systems import parse
@@ -213,3 +215,44 @@ def test_fields_are_checked_once(monkeypatch, tmp_path):
     monkeypatch.setattr("mmedexpert_jax.config.validate.check_value", lambda key, *_: looked.append(key))
     assert main(["--config=configs/ask.py", "--config.question=x", "--config.plan=True"]) == 0
     assert "seed" in looked and len(looked) == len(set(looked))
+
+
+IDLE_FILES = {
+    "gba": 'load_config("configs/gba.py:qwen2_vl_2b", {"lora.rank": 64, "trainable": "full"})',
+    "merge": 'load_config("configs/merge.py", {"method": "average", "density": 0.5, "experts": ("mini",)})',
+}
+
+
+@pytest.mark.parametrize("job", IDLE_FILES)
+def test_what_a_config_file_assigns_is_not_told_off_as_if_it_had_been_typed(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        f"from mmedexpert_jax.launch import load_config\n\n\ndef get_config():\n    return {IDLE_FILES[job]}.unlock()\n"
+    )
+    key = {"gba": "lora.rank", "merge": "density"}[job]
+    assert given(load_config("mine.py")) == {}
+    assert given(load_config("mine.py", {key: 8 if job == "gba" else 0.9})).keys() == {key}
+    validate(load_config("mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "words"),
+    [
+        ("gba", {"trainable": "full", "lora.rank": 8}, "lora.rank=8 says nothing"),
+        ("gba", {"ref_mixup": 0.7}, "ref_mixup=0.7 says nothing"),
+        ("gba:mini", {"eval.best": True, "eval.every": 8}, "chooses by the test split"),
+        ("merge", {"sweep.scales": (0.5, 1.0), "experts": ("mini",)}, "sweep.scales"),
+    ],
+)
+def test_a_run_that_began_with_a_field_that_says_nothing_goes_on_with_it(spec, fields, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, _, preset = spec.partition(":")
+    spec = f"configs/{name}.py:{preset}" if preset else f"configs/{name}.py"
+    config = load_config(spec, fields | {"workdir": "run"})
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        validate(config)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    validate(load_config(spec, fields | {"workdir": "run"}))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        validate(load_config(spec, fields | {"workdir": "run", "fresh": True}))

@@ -478,6 +478,9 @@ def test_a_file_alone_is_enough_on_the_command_line(models, tmp_path, capsys):
     """Nothing but the file: the config's own experts, which are not there, are not asked for."""
     (tmp_path / "m.yaml").write_text(FILES["ties"].format(models))
     arguments = ["--config=configs/merge.py", f"--config.mergekit={tmp_path / 'm.yaml'}"]
+    assert main([*arguments, f"--config.workdir={tmp_path / 'run'}", "--config.plan=True"]) == 0
+    told = capsys.readouterr().out
+    assert "set      mergekit = " in told and "set      experts" not in told and "set      model.path" not in told
     assert main([*arguments, f"--config.workdir={tmp_path / 'run'}"]) == 0
     merge_to_disk(read_mergekit(tmp_path / "m.yaml"), tmp_path / "ours")
     written = tmp_path / "run" / "export" / "model" / "model.safetensors"

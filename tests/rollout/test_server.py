@@ -208,7 +208,10 @@ def test_a_stream_is_the_answer_and_stops_where_it_is_told(ask):
         ({"logprobs": True, "top_logprobs": 3}, 400, "top_logprobs is not supported"),
         ({"guided_choice": ["A", "B"]}, 400, "guided_choice is not supported"),
         ({"stop_token_ids": [3]}, 400, "stop_token_ids is not supported"),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "chat_template_kwargs is not supported"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, 400, "chat_template_kwargs is not supported"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, 400, "chat_template_kwargs is not supported"),
+        ({"enable_thinking": True}, 400, "enable_thinking is not supported"),
+        ({"reasoning_effort": "medium"}, 400, "reasoning_effort is not supported"),
         ({"skip_special_tokens": False}, 400, "skip_special_tokens is not supported"),
         ({"do_sample": False}, 400, "do_sample is not supported"),
         ({"tool_choice": "required"}, 400, "tool_choice is not supported"),
@@ -226,6 +229,26 @@ def test_what_cannot_be_answered_gets_its_status_and_one_line(ask, fields, statu
     response = ask(**fields)
     message = response.json()["error"]["message"]
     assert response.status_code == status and says in message and len(message) < 400 and "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chat_template_kwargs", {"enable_thinking": False}), ("enable_thinking", False), ("think", False),
+        ("think", None), ("thinking", {"type": "disabled"}), ("reasoning_effort", "none"), ("num_beams", 1),
+        ("detokenize", True), ("truncate_prompt_tokens", -1), ("n_predict", -1), ("timings_per_token", True),
+        ("guided_decoding_backend", "auto"), ("usage", {"include": True}), ("provider", {"order": ["x"]}),
+        ("timeout", 60), ("caching", True), ("drop_params", True), ("api_key", "x"), ("chat_template_kwargs", {}),
+    ],
+)  # fmt: skip
+def test_what_clients_send_that_changes_no_answer_passes(desk, name, value):
+    assert server._is_idle(name, value, desk.processor)
+
+
+def test_a_switch_of_the_template_is_no_idle_one():
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(chat_template="{% if enable_thinking %}<think>{% endif %}"))
+    for name, value in (("enable_thinking", False), ("chat_template_kwargs", {"enable_thinking": False})):
+        assert not server._is_idle(name, value, processor)
 
 
 def test_a_full_queue_is_told_with_the_time_to_come_again(ask, desk, monkeypatch):
@@ -274,6 +297,11 @@ def test_bytes_of_tokens_are_those_of_the_text(desk, text):
     tokens = np.asarray(desk.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
     pieces = [server._piece(desk.processor, tokens[:count])[1] for count in range(1, len(tokens) + 1)]
     assert b"".join(pieces) == text.encode()
+
+
+def test_an_id_behind_the_tokenizers_last_adds_no_text(desk):
+    tokens = np.asarray(desk.processor.tokenizer("中", add_special_tokens=False)["input_ids"])[:1]
+    assert server._piece(desk.processor, np.array([*tokens, 10**6])) == ("", b"")
 
 
 def test_bytes_of_tokens_of_sentencepiece_are_those_of_the_text():

@@ -58,6 +58,12 @@ def test_a_metric_that_was_no_number_in_a_step_is_passed_over(name):
     assert hints([row | {name: None} for row in rows]) == {}
 
 
+@pytest.mark.parametrize(("calm", "wild"), [(4, 8), (8, 8), (9, 11), (12, 12)])
+def test_a_kl_that_runs_away_in_the_first_steps_is_told(calm, wild):
+    rows = [HEALTHY | {"kl": 0.001}] * calm + [HEALTHY | {"kl": 3.0}] * wild
+    assert list(hints(rows)) == ["KL"] and hints(rows)["KL"].startswith("the KL to the reference is 3 nats a token")
+
+
 def test_a_kl_that_leaves_zero_and_an_accuracy_that_is_not_measured_give_no_hint():
     from_the_reference = [HEALTHY | {"kl": 0.0}] * RECENT + [HEALTHY | {"kl": 0.06}] * RECENT
     assert hints(from_the_reference) == {}
