@@ -28,7 +28,7 @@ def temporary(config: FrozenConfigDict, shape: ModelConfig, dtype: str, kind: st
         config: of the job; rows are taken at their full length, without images.
         shape: the model's.
         dtype: of its weights.
-        kind: "a100", "h100" or "v5e", which need not be here; "": the devices of this machine.
+        kind: of a device, as `deviceless.mesh` takes it, which need not be here; "": the devices of this machine.
         prompts: of the gradient.
         samples: its completions in all.
 

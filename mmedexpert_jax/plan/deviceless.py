@@ -1,4 +1,4 @@
-"""Compilers for devices that are not here: JAX's CUDA plugin for A100 and H100, libtpu for TPU v5e.
+"""Compilers for devices that are not here: JAX's CUDA plugin for A100, H100 and H200, libtpu for TPU v5e and v5p.
 
     pip install "jax-cuda12-plugin[with-cuda]==<the installed jax>"   # no GPU and no driver is needed
     pip install libtpu
@@ -64,6 +64,8 @@ TARGETS: dict[str, dict[str, Any]] = {
         "bandwidth": 3352320000000, "cache": 52428800, "shared": 233472, "optin": 232448,
     },
 }  # fmt: skip
+# the H100's processors with more and faster memory: 143,771 MiB and 4.8 TB/s
+TARGETS["h200"] = TARGETS["h100"] | {"name": "NVIDIA H200", "memory": 150754820096, "bandwidth": 4800000000000}
 HOST = 8  # GPUs of a host
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"  # the CUDA plugin loads without a driver
 # libtpu then asks no service which machine it is on, and does not mind another process that compiles.
