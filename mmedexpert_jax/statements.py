@@ -286,8 +286,9 @@ _OPTION = re.compile(
     rf"\b(?i:option|opción|opção|opzione|alternativa|вариант)\b{_LINK}{_BRACKETED}{_MORE}", re.MULTILINE
 )
 _PRAISES = (_PRAISED, _TICKED, _MARKED)
-_WEIGHTY = ((_FINAL,), (_ANSWER, *_PRAISES), (_LOOSE,))
-_TIERS = (*_WEIGHTY, (_OPTION, _ANSWER))  # remarks last
+_Tier = tuple[tuple[re.Pattern[str], ...], tuple[re.Pattern[str], ...]]  # of one weight: what states, what praises
+_WEIGHTY: tuple[_Tier, ...] = (((_FINAL,), ()), ((_ANSWER,), _PRAISES), ((_LOOSE,), ()))
+_TIERS = (*_WEIGHTY, ((_OPTION, _ANSWER), ()))  # remarks last
 _LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
     # at the beginning of a clause, behind "oh", "but no"
@@ -453,7 +454,7 @@ def _corrected(text: str, letters: str) -> set[str] | None:
     end = corrections[-1].end()
     found = _weightiest(text[end:], letters, _WEIGHTY)
     filler = _FILLERS.match(text, end)
-    return found or _weightiest(text[filler.end() if filler else end :], letters, ((_CORRECTED,),))
+    return found or _weightiest(text[filler.end() if filler else end :], letters, (((_CORRECTED,), ()),))
 
 
 # "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
@@ -511,14 +512,13 @@ def stated_texts(text: str) -> list[str]:
     return [said for final, said in found if final or not any(one for one, _ in found)]
 
 
-def _weightiest(text: str, letters: str, tiers: tuple[tuple[re.Pattern[str], ...], ...]) -> set[str] | None:
+def _weightiest(text: str, letters: str, tiers: tuple[_Tier, ...]) -> set[str] | None:
     """Letters that stand in the first tier of patterns that finds any.
 
     Of a question for the exception, praise of others denies nothing: "A is correct. C is correct. Answer: B."
     """
-    for tier in tiers:
-        found = _letters(text, letters, [pattern for pattern in tier if pattern not in _PRAISES])
-        praised = _letters(text, letters, [pattern for pattern in tier if pattern in _PRAISES])
+    for states, praises in tiers:
+        found, praised = _letters(text, letters, states), _letters(text, letters, praises)
         if praised and not found:
             found = _letters(text, letters, (_EXCEPTION,))
         if found and not found & praised and len(praised) + (_EXCEPTION.search(text) is not None) > 1:

@@ -19,7 +19,7 @@ from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, clean
+from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, SUFFIXES, clean
 from mmedexpert_jax.report.text_tables import markdown
 
 SHOWN = 5  # rows named of each fault
@@ -36,7 +36,6 @@ _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECAS
 _LABEL_AND_TEXT = re.compile(  # "b) Lupus"
     r"\W*(?:(?:option|answer|choice)\W*)?([A-J])[.):]\s*(\S.*)", re.IGNORECASE | re.DOTALL
 )
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".avif")  # files of a folder
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 
 
@@ -204,7 +203,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     numbered = [key for key in found if case_files.NUMBERED.fullmatch(key.lower())]
     holds = [key for key in numbered if isinstance(found[key], Mapping | bytes)]  # else a text may be its description
     holds += [key for key in numbered if key not in holds and case_files.left_out(key, found[key], [])]
-    more = sorted(holds, key=tables.in_order)
+    more = sorted(holds, key=tables.by_numbers)
     images = [*images, *(cell for cell in map(found.pop, more) if cell not in (None, "", *images))]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": images}
 
@@ -363,7 +362,7 @@ def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str
     volumes, others = 0, list[str]()
     for folder, names in _folders(source):
         scans = [name for name in names if medical.reader(_head(folder / name))]
-        pictures = [name for name in names if Path(name).suffix.lower() in PICTURES]
+        pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
         others += [str((folder / name).relative_to(source)) for name in names if name not in {*scans, *pictures}]
         entries: list[tuple[Path, Any]] = [(folder / name, None) for name in pictures]
         if len(scans) > 1 and all(name not in pictures for name in scans):

@@ -113,7 +113,7 @@ def existing(path: Path) -> Path:
     return next((form for form in map(Path, names) if form.exists()), path)
 
 
-def in_order(name: str) -> list[str | int]:
+def by_numbers(name: str) -> list[str | int]:
     """A key that sorts names by their numbers: 2 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 

@@ -20,7 +20,7 @@ from mmedexpert_jax.launch import ablation, pipeline
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.processing.images import in_turn
 from mmedexpert_jax.runtime import metrics
-from mmedexpert_jax.runtime.run import finished, over
+from mmedexpert_jax.runtime.run import finished, has_ended
 from mmedexpert_jax.runtime.threads import in_order
 
 INSTALLED = ("mini", "smollm2")  # models of packages
@@ -43,7 +43,7 @@ def describe(config: ConfigDict) -> str:
     if config.get("mergekit"):
         config = _as_its_file_says(config)
     run = Path(config.workdir)
-    ended = config.job not in REPEATABLE and not config.fresh and over(run, config)
+    ended = config.job not in REPEATABLE and not config.fresh and has_ended(run, config)
     state = "resumes what is there" if (run / "STATUS.json").is_file() and not config.fresh else "starts anew"
     if ended:
         more = ", steps= goes on" if config.job in TRAINED else ""

@@ -28,6 +28,8 @@ Made = TypeVar("Made")
 VIEWED = ("window", "slices", "plane")  # keys of an image part that choose what of its file is seen
 PROGRAMS = ("EPS", "WMF")  # that Pillow hands to an interpreter of the system
 STUBS = ("HDF5", "GRIB", "BUFR")  # that Pillow knows by name alone
+# of the files of pictures that are taken from a folder
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".avif")
 LONGEST = 200  # characters of a path in an error, in whose place base64 may stand
 _WEB = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # of the web, or a cloud's (s3://, gs://)
 ADDRESS = re.compile(rf"data:|file:|{_WEB.pattern}", re.IGNORECASE)  # of an image that is no path; schemes have no case

@@ -36,7 +36,7 @@ CHARACTERS = 64  # for each token that a prompt may have: longer texts are refus
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 # Fields beside those of ChatRequest -> their values that change no answer; None: any does not. Of fields that are not
 # here either, NOTHING. Whatever else is asked for is refused by the field's name.
-IDLE: dict[str, tuple[Any, ...] | None] = {
+HARMLESS: dict[str, tuple[Any, ...] | None] = {
     **dict.fromkeys(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")),
     **dict.fromkeys(("prompt_cache_retention", "parallel_tool_calls", "spaces_between_special_tokens")),
     **dict.fromkeys(("priority", "request_id", "cache_salt", "cache_prompt", "id_slot", "keep_alive")),
@@ -223,7 +223,7 @@ class _Server:
             question = check(given, ChatRequest, "request")
             question.model = self._served(question.model or next(iter(self.desk.loras)))
             for name in given.keys() - set(question.__struct_fields__):
-                if not _is_idle(name, given[name], self.desk.processor):
+                if not _is_harmless(name, given[name], self.desk.processor):
                     raise Refusal(400, f"{cut(name)} is not supported")
             asked = question.max_tokens or question.max_completion_tokens or self.desk.max_new_tokens
             if asked > self.desk.max_new_tokens:
@@ -354,9 +354,9 @@ class _Answer:
         return {"content": tokens} if self.question.logprobs else None
 
 
-def _is_idle(name: str, value: Any, processor: Processor) -> bool:
+def _is_harmless(name: str, value: Any, processor: Processor) -> bool:
     """True for a field beside those of ChatRequest, of a value that changes no answer of the processor's template."""
-    idle = IDLE.get(name, NOTHING)
+    harmless = HARMLESS.get(name, NOTHING)
     switches = {name: value} if name in SWITCHES else {}
     if name == "chat_template_kwargs" and isinstance(value, dict):
         switches = value
@@ -365,7 +365,7 @@ def _is_idle(name: str, value: Any, processor: Processor) -> bool:
         return all(
             off in (None, False) and not re.search(rf"\b{re.escape(key)}\b", template) for key, off in switches.items()
         )
-    return idle is None or value in (None, *idle)
+    return harmless is None or value in (None, *harmless)
 
 
 def _piece(processor: Processor, tokens: np.ndarray) -> tuple[str, bytes]:

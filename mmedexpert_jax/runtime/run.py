@@ -431,7 +431,7 @@ def _changes(path: Path, config: dict, every: bool = False) -> dict[str, tuple[A
     return {key: pair for key, pair in strict.items() if every or key in named}
 
 
-def over(workdir: str | os.PathLike, config: Any) -> bool:
+def has_ended(workdir: str | os.PathLike, config: Any) -> bool:
     """True where a run has ended, of a job that is done once, and this config lets nothing go on."""
     path, plain = Path(workdir).expanduser(), files.plain(config)
     status = finished(path)
@@ -444,7 +444,7 @@ def settled(workdir: str | os.PathLike, config: Any, part: bool = False) -> str:
     command. Empty where there are none."""
     path, plain = Path(workdir).expanduser(), files.plain(config)
     changes = _changes(path, plain, every=part)
-    return "; ".join(_differ(*item) for item in changes.items()) if over(path, plain) else ""
+    return "; ".join(_differ(*item) for item in changes.items()) if has_ended(path, plain) else ""
 
 
 def _differ(key: str, pair: tuple[Any, Any]) -> str:

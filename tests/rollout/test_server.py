@@ -242,13 +242,13 @@ def test_what_cannot_be_answered_gets_its_status_and_one_line(ask, fields, statu
     ],
 )  # fmt: skip
 def test_what_clients_send_that_changes_no_answer_passes(desk, name, value):
-    assert server._is_idle(name, value, desk.processor)
+    assert server._is_harmless(name, value, desk.processor)
 
 
 def test_a_switch_of_the_template_is_no_idle_one():
     processor = SimpleNamespace(tokenizer=SimpleNamespace(chat_template="{% if enable_thinking %}<think>{% endif %}"))
     for name, value in (("enable_thinking", False), ("chat_template_kwargs", {"enable_thinking": False})):
-        assert not server._is_idle(name, value, processor)
+        assert not server._is_harmless(name, value, processor)
 
 
 def test_a_full_queue_is_told_with_the_time_to_come_again(ask, desk, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import gives_away, inline, listed, placed
-from mmedexpert_jax.data.tables import ABSENT, InFolder, absent, existing, in_order
+from mmedexpert_jax.data.tables import ABSENT, InFolder, absent, by_numbers, existing
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
@@ -22,6 +22,7 @@ from mmedexpert_jax.processing.images import (
     BASE64,
     LONGEST,
     PLAIN,
+    SUFFIXES,
     VIEWED,
     EncodedImage,
     ImageRef,
@@ -57,7 +58,7 @@ PICTURE = re.compile(
     re.I,
 )
 NEGATIVE = re.compile(r"\b(?:EXCEPT|NOT|LEAST)\b|\ball of the following[^.?]*\bexcept\b")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".dcm")
+IMAGE_SUFFIXES = (*SUFFIXES, ".dcm")
 OPEN = "open"  # the format of rows without options
 PLAIN_ROWS = "plain"  # that of one's own rows
 GENOTYPE = 12  # characters of an option at most that may be one, such as AaBb or X^A X^a
@@ -375,7 +376,7 @@ def _file(path: Path, view: View = PLAIN) -> ImageRef:
 def _folder(path: Path) -> list[Path]:
     """Images of one case, in order of name and number, without macOS' "._1.png"."""
     found = path.glob("[!.]*") if path.is_dir() else ()
-    return sorted((p for p in found if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: in_order(p.name))
+    return sorted((p for p in found if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: by_numbers(p.name))
 
 
 def _slug(text: str) -> str:
