@@ -18,6 +18,7 @@ import logging
 import math
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ class Checkpoints:
         self.path = Path(path)
         self.keep = max(1, keep)
         self._whole: dict[int, bool] = {}
+        self._saves = 0
 
     @SIGNALS.held()
     def save(self, step: int, tree: Any, score: float | None = None) -> Path:
@@ -74,7 +76,9 @@ class Checkpoints:
                 small.append(np.asarray(processes.whole(leaf)).tobytes())
             else:
                 arrays[_name(index)] = _savable(leaf)
-        final, temporary = self.path / str(step), self.path / f"{step}.tmp"
+        # a name of its own for each save: TensorStore remembers what lay at a path when an earlier one failed
+        self._saves += 1
+        final, temporary = self.path / str(step), self.path / f"{step}.{self._saves}.tmp"
         writer = processes.is_writer()
         try:
             with files.writing(final):
@@ -93,7 +97,7 @@ class Checkpoints:
                         final.rename(self.path / f"{step}.old.tmp")
                     temporary.rename(final)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             raise
         if writer:
             self._whole[step] = True
@@ -269,6 +273,18 @@ def _checkpointer() -> Any:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+def _discard(folder: Path) -> None:
+    """Removes what a failed save left, again until it stays away.
+
+    TensorStore's threads write on after the first failure, and make their folders anew.
+    """
+    deadline, away = time.monotonic() + 5, 0
+    while away < 5 and time.monotonic() < deadline:
+        away = 0 if folder.exists() else away + 1
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _savable(leaf: Any) -> Any:
