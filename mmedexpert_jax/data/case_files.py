@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,8 @@ _HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # beginning
 NUMBERED = re.compile(r"(?:image|img|picture|figure)s?[_ ]?\d{1,2}")
 SAID = 3  # words of a value from which on it may be a trace
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
+# a part of a split as the hub has it: its number, their count, of older sets a hash
+_PART = re.compile(r".+-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.(?:parquet|jsonl|json|csv|tsv)")
 _TAG = re.compile(r"<\s*+(?:/\s*+)?(?:think|answer)\s*+>", re.IGNORECASE)
 _TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
 
@@ -86,9 +88,10 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
     """Reads the cases of one split.
 
     Args:
-        path: "mini" for the embedded set, a directory with `<split>.parquet`, `.jsonl`, `.json` or `.csv`, or one such
-            file; or "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no
-            specialty. Rows are of the schema KEYS or of one of `forms.FORMS`.
+        path: "mini" for the embedded set, a directory with `<split>.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv`, or
+            all parts `<split>-00000-of-00002.parquet` there or in `data/`, or one such file; or
+            "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no specialty.
+            Rows are of the schema KEYS or of one of `forms.FORMS`.
         split: name of the split; ignored where `path` is a file or a benchmark.
         specialty: keep this specialty only (D_k of equation 1); None keeps all.
         limit: keep at most so many cases, the specialties in turn; 0 keeps all.
@@ -108,38 +111,42 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
             raise DataError(f"{path}: a benchmark has no specialties ({specialty}); give a set that has them")
         cases = _benchmark(str(path).removeprefix(BENCHMARK))
         return _subset(cases, limit, seed) if 0 < limit < len(cases) else cases
-    file = find(path, split)
-    cases = list(read_cases(file, needs_four=specialty is not None))
+    files = find(path, split)
+    cases = list(read_cases(files, needs_four=specialty is not None))
     if specialty is not None:
         cases = [case for case in cases if case.specialty == specialty]
     if not cases:
-        raise DataError(f"{file}: no cases{f' of specialty {specialty}' if specialty else ''}")
+        raise DataError(f"{files[0]}: no cases{f' of specialty {specialty}' if specialty else ''}")
     if 0 < limit < len(cases):
         cases = _subset(cases, limit, seed)
     return [with_images(case) for case in cases]
 
 
 def read_cases(
-    file: Path, needs_four: bool = False, refuse: Callable[[DataError], None] | None = None
+    files: Sequence[Path],
+    needs_four: bool = False,
+    refuse: Callable[[DataError], None] | None = None,
+    ids: set[str] | None = None,
 ) -> Iterator[Case]:
-    """Cases of a file in order, their images not opened yet.
+    """Cases of a split's files in order, their images not opened yet.
 
     Args:
-        file: a table, as `data.tables` reads them.
+        files: tables, as `data.tables` reads them.
         needs_four: refuse a specialty that is none of SPECIALTIES.
         refuse: takes the error of a row, which is then left out; None raises the first.
+        ids: those that may not stand here again; those of the cases are added.
 
     Raises:
         DataError: as in `load_cases`.
     """
-    seen: set[str] = set()
+    seen = set() if ids is None else ids
     kept: set[str] = set()
-    for number, row in tables.read(tables.InFolder(file), str(file), ("images", "image")):
+    for file, number, row in _numbered(files):
         where = f"{file}, row {number}"
         try:
             case = case_of(row, where, number, file.parent, needs_four)
             if case.id in seen:
-                raise DataError(f"{file}, row {number}: id {case.id!r} stands twice; ids must be unique")
+                raise DataError(f"{where}: id {case.id!r} stands twice; ids must be unique")
         except DataError as error:
             if refuse is None:
                 raise
@@ -149,7 +156,14 @@ def read_cases(
         kept.update(case.columns)
         yield case
     if others := sorted(kept - {*PROVENANCE}):
-        _tell_columns(file, border.cut(", ".join(others), 200))
+        _tell_columns(files[0], border.cut(", ".join(others), 200))
+
+
+def _numbered(files: Sequence[Path]) -> Iterator[tuple[Path, int, dict[str, Any] | str]]:
+    """(file, number from 1, row) of several tables."""
+    for file in files:
+        for number, row in tables.read(tables.InFolder(file), str(file), ("images", "image")):
+            yield file, number, row
 
 
 @functools.cache  # a job reads its files several times, and says it once
@@ -176,21 +190,21 @@ def _benchmark(entry: str) -> list[Case]:
     ]
 
 
-def find(path: str | Path, split: str) -> Path:
-    """The file of a split. Raises DataError."""
+def find(path: str | Path, split: str) -> list[Path]:
+    """The file of a split, or all of its parts. Raises DataError."""
     root = EMBEDDED if str(path) == "mini" else Path(path).expanduser()
     if root.is_file():
-        return root
+        return [root]
     files = files_of(root, split)
     made = [file for file in files if file.suffix.lower() in (".parquet", ".jsonl")]  # perhaps of the others
     if len(made) == 1 < len(files):
         _tell_read(root, made[0].name, border.cut(", ".join(file.name for file in files if file != made[0]), 200))
         files = made
-    if len(files) > 1:
+    if len(files) > 1 and not all(map(_PART.fullmatch, (file.name for file in files))):
         named = border.cut(", ".join(file.name for file in files), 200)
         raise DataError(f"{root} holds several files of {split} ({named}); keep one, or write them into one")
     if files:
-        return files[0]
+        return files
     if not root.exists():
         raise DataError(f"no such data: {path}; give a .parquet or .jsonl file, a directory of splits, or 'mini'")
     found = sorted(file.name for file in root.iterdir() if file.suffix in tables.SUFFIXES)
@@ -204,11 +218,23 @@ def find(path: str | Path, split: str) -> Path:
 
 
 def files_of(root: Path, split: str) -> list[Path]:
-    """The files of a split in a folder, by its name, or else the parts of it in the hub's layout."""
+    """The files of a split in a folder, by its name, or else the parts of it in the hub's layout.
+
+    Raises:
+        DataError: parts are missing, or are there twice.
+    """
     names = [f"{split}{suffix}" for suffix in tables.SUFFIXES]
     found = sorted(root.iterdir()) if root.is_dir() else []
-    files = [file for file in found if file.name.lower() in names and file.is_file()]
-    return files or sorted(file for part in ("", "data/") for file in root.glob(f"{part}{split}-*-of-*.parquet"))
+    if files := [file for file in found if file.name.lower() in names and file.is_file()]:
+        return files
+    for folder in (root, root / "data"):
+        parts = [(part, file) for file in folder.glob(f"{split}-*") if (part := _PART.fullmatch(file.name))]
+        if parts and sorted(int(part[1]) for part, _ in parts) != [*range(max(int(part[2]) for part, _ in parts))]:
+            named = border.cut(", ".join(sorted(file.name for _, file in parts)), 200)
+            raise DataError(f"{folder} does not hold each part of {split} once ({named}); fetch the set again")
+        if parts:
+            return sorted(file for _, file in parts)
+    return []
 
 
 def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool = False) -> Case:

@@ -447,28 +447,35 @@ def check(path: str | Path) -> list[Checked]:
         DataError: no file of cases.
     """
     root = Path(path).expanduser()
-    files = [root] if root.is_file() else []
-    for split in () if files else SPLITS:
-        files += [case_files.find(root, split)] if case_files.files_of(root, split) else []
-    if not files:
+    if root.is_file():
+        splits = [[root]]
+    else:
+        splits = [case_files.find(root, split) for split in SPLITS if case_files.files_of(root, split)]
+    if not splits:
         raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")
     seen: dict[str, str] = {}
-    return [_check(file, seen) for file in files]
+    found = []
+    for files in splits:
+        ids: set[str] = set()
+        found += [_check(file, files[0].name, ids, seen) for file in files]
+    return found
 
 
-def _check(file: Path, seen: dict[str, str]) -> Checked:
+def _check(file: Path, split: str, ids: set[str], seen: dict[str, str]) -> Checked:
+    """The findings of a file. `split` names the split's first part, `ids` holds those of the parts before, and `seen`
+    the name of the split for each case of the set so far; both are added to."""
     checked = Checked(file)
     refuse = partial(_count, checked)
     found, texts = Counter[str](), []
     try:
-        for case in case_files.read_cases(file, refuse=refuse):
+        for case in case_files.read_cases([file], refuse=refuse, ids=ids):
             try:
                 shown = [picture for image in case.images for picture in case_files.pictures(image)]
                 for picture in shown:
                     picture.picture()
                 looks = [picture.sha256 for picture in shown]
-                place = seen.setdefault(f"{case.question}\n{case.options}\n{looks}".casefold(), file.name)
-                if place != file.name:
+                place = seen.setdefault(f"{case.question}\n{case.options}\n{looks}".casefold(), split)
+                if place != split:
                     raise DataError(f"{file}, row of {case.id}, key question: the same stands in {place}")
             except DataError as error:
                 refuse(error)

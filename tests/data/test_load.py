@@ -894,6 +894,26 @@ def test_a_split_is_one_file_and_may_lie_as_the_hub_has_it(tmp_path):
     assert len(load_cases(tmp_path, "train")) == 1
 
 
+@pytest.mark.parametrize(("end", "folder"), [("", "data"), ("", "."), ("-0123456789abcdef", "data")])
+def test_the_parts_of_a_split_are_one(tmp_path, end, folder):
+    root, count = tmp_path / folder, 11  # as text, 10 sorts behind 9 too
+    root.mkdir(exist_ok=True)
+    for number in range(count):
+        row = ROW | {"id": str(number), "question": f"{ROW['question']} {number}"}
+        pq.write_table(pa.Table.from_pylist([row]), root / f"train-{number:05}-of-{count:05}{end}.parquet")
+    assert [case.id for case in load_cases(tmp_path, "train")] == [str(number) for number in range(count)]
+    assert [(one.good, dict(one.faults)) for one in own.check(tmp_path)] == [(1, {})] * count
+    last = root / f"train-00010-of-00011{end}.parquet"
+    pq.write_table(pa.Table.from_pylist([ROW | {"id": "3"}]), last)
+    with pytest.raises(DataError, match=rf"{last.name}, row 1: id '3' stands twice; ids must be unique"):
+        load_cases(tmp_path, "train")
+    assert [one.file for one in own.check(tmp_path) if one.faults] == [last]
+    last.unlink()
+    for read in (lambda: load_cases(tmp_path, "train"), lambda: own.check(tmp_path)):
+        with pytest.raises(DataError, match=r" does not hold each part of train once \(train-00000-.*; fetch the set"):
+            read()
+
+
 def test_a_path_of_windows_is_found(tmp_path):
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "x.png").write_bytes(_png())
