@@ -146,7 +146,7 @@ def read_cases(
         try:
             case = case_of(row, where, number, file.parent, needs_four)
             if case.id in seen:
-                raise DataError(f"{where}: id {case.id!r} stands twice; ids must be unique")
+                raise DataError(f"{file}, row {number}: id {case.id!r} stands twice; ids must be unique")
         except DataError as error:
             if refuse is None:
                 raise
