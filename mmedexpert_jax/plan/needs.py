@@ -14,8 +14,10 @@ counted by its blocks: a few float32 arrays of each for every expert and core.
 """
 
 import functools
+import math
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, s
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.rounding import cdiv
-from mmedexpert_jax.runtime.mesh import row_shards, shardings
+from mmedexpert_jax.runtime.mesh import row_shards, sharding
 from mmedexpert_jax.runtime.threads import cores
 from mmedexpert_jax.train.optimizer import adam
 
@@ -121,6 +123,7 @@ def _state(
     return trained, jax.eval_shape(adam(betas, decay, max_norm).init, trained)
 
 
+@functools.lru_cache
 def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, samples: int, new: int) -> int:
     """Keys and values of prompts, each read once, and of their samples, S in all."""
     text = shape.text
@@ -131,11 +134,43 @@ def cache_bytes(shape: ModelConfig, dtype: str, prompts: int, length: int, sampl
 
 def size(tree: Any, mesh: AbstractMesh | None = None) -> int:
     """Bytes of a tree of shapes; with a mesh, of the shard that one device holds."""
-    if mesh is None:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    where = shardings(tree, mesh)  # type: ignore[arg-type]  # of a mesh it reads the axes' names and sizes alone
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
-    return sum(int(np.prod(where.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, where in pairs)
+    return sum(number * leaf.bytes(mesh) for leaf, number in _leaves(_Itself(tree)).items())
+
+
+class _Leaf(NamedTuple):
+    """A leaf by what decides how it is split."""
+
+    name: str  # its path, with layer 0 for each
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def bytes(self, mesh: AbstractMesh | None) -> int:
+        """Its bytes, or those of one device's shard."""
+        if mesh is None or not self.shape:
+            return math.prod(self.shape) * self.dtype.itemsize
+        where = sharding(self.name, self.shape, mesh)  # type: ignore[arg-type]  # it reads the axes' names and sizes
+        return math.prod(where.shard_shape(self.shape)) * self.dtype.itemsize
+
+
+class _Itself(NamedTuple):
+    """A tree that equals no other, so that what is found for it can be kept."""
+
+    tree: Any
+
+    def __hash__(self) -> int:
+        return id(self.tree)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.tree is other.tree
+
+
+@functools.lru_cache(maxsize=16)  # a fix is looked for among some hundred configs of one model
+def _leaves(whole: _Itself) -> Counter[_Leaf]:
+    """How many leaves of each kind a tree of shapes has."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(whole.tree)
+    named = ((jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths)
+    first = ((stacked_name(name)[0].replace(STACKED, "0"), leaf) for name, leaf in named)
+    return Counter(_Leaf(name, leaf.shape, leaf.dtype) for name, leaf in first)
 
 
 def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:
@@ -172,7 +207,8 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/sharded.py)
     gathered = {}
     if sharded:
-        widest = max(size(leaf, whole_rows) for leaf in _matrices_of_layers(weights))
+        matrices = [leaf for leaf in _leaves(_Itself(weights)) if len(leaf.shape) > 1]
+        widest = max(leaf.bytes(whole_rows) for leaf in matrices if stacked_name(leaf.name)[1] is not None)
         gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
     # as the sampler folds deltas (rollout/generate.py): into float32, and not into small weights
     folds = dtype == "float32" and config.model.quantize == "none"
@@ -224,12 +260,6 @@ def _merging(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict
         text = 4 * found.parameters
         sampled = _sampling(shape, "float32", config, config.eval.batch_size, config.eval.num_samples)
         found.phases["sweep"] = {"weights in float32": text, "merged": text} | sampled
-
-
-def _matrices_of_layers(weights: dict) -> list[dict]:
-    """The matrices of the layers of all towers, each as a tree by its path."""
-    flat = flatten(weights)
-    return [nest({name: leaf}) for name, leaf in flat.items() if leaf.ndim > 1 and stacked_name(name)[1] is not None]
 
 
 def _policy_bytes(weights: dict, trained: Any, full: bool) -> int:
