@@ -229,9 +229,9 @@ class Desk:
 
 def _alike(one: Encoded, other: Encoded) -> bool:
     """True where two prompts may be read together: the same one, or texts of one padded length."""
-    return one is other or (
-        not one.images and not other.images and _power(len(one.tokens)) == _power(len(other.tokens))
-    )
+    if one is other:
+        return True
+    return not one.images and not other.images and _power(len(one.tokens)) == _power(len(other.tokens))
 
 
 def _power(count: int) -> int:
