@@ -22,6 +22,7 @@ GROUND = {
     "comparison",
     "intervals",
     "rounding",
+    "hub",
     "errors",
     "privacy",
     "border",

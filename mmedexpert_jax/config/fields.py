@@ -17,6 +17,7 @@ from mmedexpert_jax.errors import ConfigError
 SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
 PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3.2
 BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
+HUB = "hub:"  # begins one that names a data set of the hub
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")  # owner/name[@revision]
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import (
     BENCHMARK,
+    HUB,
     HUB_ID,
     SPECIALTIES,
     VALUES,
@@ -106,7 +107,8 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         pass  # it takes a run that is there, or the embedded set
     elif "data" in config and not _has_data(config.data.path):
         path = config.data.path or "it is empty"
-        raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
+        of_hub = f"; a data set of the hub is hub:{path}" if HUB_ID.fullmatch(path) else ""
+        raise DataError(f"config.data.path: no such file or directory: {path}" + (_first(path) or of_hub))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
 
@@ -301,6 +303,7 @@ def _check_seeds(seeds: tuple[int, ...]) -> None:
 
 def _has_data(path: str) -> bool:
     known = path == "mini" or path.startswith(BENCHMARK)
+    known = known or (path.startswith(HUB) and bool(HUB_ID.fullmatch(path.removeprefix(HUB))))
     return known or (bool(path) and Path(path).expanduser().exists())  # "" would be the current folder
 
 

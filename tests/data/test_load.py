@@ -910,8 +910,26 @@ def test_the_parts_of_a_split_are_one(tmp_path, end, folder):
     assert [one.file for one in own.check(tmp_path) if one.faults] == [last]
     last.unlink()
     for read in (lambda: load_cases(tmp_path, "train"), lambda: own.check(tmp_path)):
-        with pytest.raises(DataError, match=r" does not hold each part of train once \(train-00000-.*; fetch the set"):
+        with pytest.raises(DataError, match=r"train-00010-of-00011 is not there; fetch all 11 parts"):
             read()
+
+
+def test_a_set_of_the_hub_is_read_from_its_cache_with_the_files_of_its_split(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(name, **given):
+        asked.append((name, given["repo_type"], given["revision"], given["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "train-00000-of-00001.parquet")
+    patterns = ["train.*", "train-*", "data/train-*"]
+    assert [case.id for case in load_cases("hub:clinic/set@v2", "train")] == [ROW["id"]]
+    assert asked == [("clinic/set", "dataset", "v2", patterns)]
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    _write(tmp_path, ROW)  # whose images are files beside it
+    assert len(load_cases("hub:clinic/set", "train")) == 1
+    assert asked[1:] == [("clinic/set", "dataset", None, patterns), ("clinic/set", "dataset", None, None)]
 
 
 def test_a_path_of_windows_is_found(tmp_path):
