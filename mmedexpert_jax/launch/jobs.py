@@ -1,6 +1,5 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
-import json
 import os
 import re
 import shutil
@@ -343,8 +342,7 @@ def _write_base(config: dict[str, Any], base: str, path: Path) -> None:
 
     name = on_the_hub(base) or base
     revision = base.removeprefix(name).removeprefix("@") or None
-    text = json.dumps(config | {"base_model_name_or_path": name, "revision": revision}, indent=2)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    border.write_settings(path, config | {"base_model_name_or_path": name, "revision": revision})
 
 
 def _folded(source: str, dtype: str) -> tuple[Any, dict]:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.chat_template import shipped
 from mmedexpert_jax.processing.patches import Grid, normalised, refuse_other_steps
-from mmedexpert_jax.processing.positions import patch_positions
+from mmedexpert_jax.processing.positions import counted
 from mmedexpert_jax.processing.processor import Marks, Processor, Shown
+from mmedexpert_jax.processing.squares import Squares
 
 START, SOFT, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
 MARKS = Marks(SOFT, "<end_of_turn>", (START, SOFT, END))
@@ -28,7 +29,7 @@ _MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
 @dataclass(frozen=True)
-class SoftTokens:
+class SoftTokens(Squares):
     """The way from a picture to squares, by pan-and-scan to several, and the normalisation. Defaults are Gemma 3's."""
 
     size: int = 896  # side of the square in pixels
@@ -43,21 +44,6 @@ class SoftTokens:
     least_part: int = 256  # pixels on a side of a part
     most_parts: int = 4  # of a picture
     ratio: float = 1.2  # longer over shorter side from which on a picture is long
-
-    @property
-    def merged(self) -> int:
-        """Patches of one soft token."""
-        return self.merge_size**2
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels of the square."""
-        return self.size**2
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one patch: channels, rows, columns."""
-        return 3 * self.patch_size**2
 
     @property
     def soft_tokens(self) -> int:
@@ -117,11 +103,7 @@ class SoftTokens:
         soft, expected = int((tokens == image_token_id).sum()), self.soft_tokens * len(grids)
         if soft != expected:
             raise DataError(f"the prompt has {soft} soft tokens where its {len(grids)} images need {expected}")
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
-
-    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
-        """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
-        return patch_positions(rows, columns, self.merge_size)
+        return counted(len(tokens))
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""
@@ -159,7 +141,7 @@ class NoPictures:
 
     def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
         """0, 1, 2, ..."""
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
+        return counted(len(tokens))
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """No rows: [0, 2]."""

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from msgspec import Meta
 from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.patches import BICUBIC, Channels, Grid, normalised, refuse_other_steps
-from mmedexpert_jax.processing.positions import patch_positions
+from mmedexpert_jax.processing.positions import counted, patch_positions
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}  # what a SigLIP tower wants where no file says more
@@ -42,22 +42,21 @@ class _SquareSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class SquareConfig:
-    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's."""
+class Squares:
+    """What all have in common that read squares of one size, whose prompts count on through text and images alike."""
 
-    size: int = 336  # side of the square
-    patch_size: int = 14  # side of a patch
-    # the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it
-    crop: bool = True
-    pad: bool = False  # first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA)
-    resample: int = BICUBIC  # Pillow's number of a filter
-    mean: tuple[float, float, float] = CLIP_MEAN  # of each channel
-    std: tuple[float, float, float] = CLIP_STD  # likewise
+    size: int  # side of the square in pixels
+    patch_size: int  # side of a patch in pixels
+
+    @property
+    def merge_size(self) -> int:
+        """Patches on a side of a text token."""
+        return 1
 
     @property
     def merged(self) -> int:
-        """Patches of one text token: each is one."""
-        return 1
+        """Patches of one text token."""
+        return self.merge_size**2
 
     @property
     def max_pixels(self) -> int:
@@ -68,6 +67,24 @@ class SquareConfig:
     def patch_dim(self) -> int:
         """Values in one patch: channels, rows, columns."""
         return 3 * self.patch_size**2
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
+        return patch_positions(rows, columns, self.merge_size)
+
+
+@dataclass(frozen=True)
+class SquareConfig(Squares):
+    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's."""
+
+    size: int = 336  # side of the square
+    patch_size: int = 14  # side of a patch
+    # the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it
+    crop: bool = True
+    pad: bool = False  # first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA)
+    resample: int = BICUBIC  # Pillow's number of a filter
+    mean: tuple[float, float, float] = CLIP_MEAN  # of each channel
+    std: tuple[float, float, float] = CLIP_STD  # likewise
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], size: int, patch_size: int, pad: bool = False) -> "SquareConfig":
@@ -127,11 +144,7 @@ class SquareConfig:
         pads, expected = int((tokens == image_token_id).sum()), sum(rows * columns for rows, columns in grids)
         if pads != expected:
             raise DataError(f"the prompt has {pads} image pads where its {len(grids)} images need {expected}")
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
-
-    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
-        """Row by row."""
-        return patch_positions(rows, columns, 1)
+        return counted(len(tokens))
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""
