@@ -290,9 +290,12 @@ def _export(config: ConfigDict, run: "Run") -> None:
     else:
         from mmedexpert_jax import models
         from mmedexpert_jax.models.hub_card import training_of
+        from mmedexpert_jax.models.load import load_folded
 
         source = config.model.path
-        model, params = _folded(source, config.model.dtype or "checkpoint")
+        model, params, cost = load_folded(source, config.model.dtype or "checkpoint")
+        if cost:
+            print(f"{cost}; --config.model.dtype=float32 or --config.format=adapter keeps them", flush=True)
         origin = models.locate.origin(source)
         about = training_of(Path(source).expanduser()) + _place(origin, bool(config.push))
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
@@ -343,20 +346,6 @@ def _write_base(config: dict[str, Any], base: str, path: Path) -> None:
     name = on_the_hub(base) or base
     revision = base.removeprefix(name).removeprefix("@") or None
     border.write_settings(path, config | {"base_model_name_or_path": name, "revision": revision})
-
-
-def _folded(source: str, dtype: str) -> tuple[Any, dict]:
-    """The model behind a path with its adapters folded in; prints what a dtype less exact than the deltas' costs."""
-    from mmedexpert_jax import lora, models
-
-    model, params, deltas = models.load_policy(source, dtype=dtype, quantize="none")
-    if deltas is None:
-        return model, params
-    folded = lora.fold(params, deltas)
-    if folded["model"]["embed_tokens"]["weight"].dtype != "float32":
-        kept = "--config.model.dtype=float32 or --config.format=adapter keeps them"
-        print(f"{lora.rounding(params, folded, deltas)}; {kept}", flush=True)
-    return model, folded
 
 
 def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
