@@ -16,6 +16,7 @@ from mmedexpert_jax.processing.positions import counted, patch_positions
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}  # what a SigLIP tower wants where no file says more
+PLACE = "preprocessor_config.json"
 _Pixels = Annotated[int, Meta(ge=1, le=2**14)]
 
 
@@ -99,25 +100,17 @@ class SquareConfig(Squares):
         Raises:
             DataError: a value of another type or out of bounds, or pictures of another size.
         """
-        place = "preprocessor_config.json"
-        if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
-            raise DataError(f"{place}: a mean, deviation or factor is not finite; copy the base model's file")
-        found = border.check(
-            {key: values[key] for key in _SquareSettings.__annotations__ if key in values}, _SquareSettings, place
-        )
-        refuse_other_steps(found, place)
+        found = read_settings(values)
         siglip = "Siglip" in str(values.get("image_processor_type"))
         usual = ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
         mean, std = tuple(found.get("image_mean", usual[0])), tuple(found.get("image_std", usual[1]))
-        if min(std) <= 0:
-            raise DataError(f"{place}: image_std {list(std)} must be above 0; copy the base model's file")
         cropped = found.get("do_center_crop")
         crop = not siglip if cropped is None else cropped
-        sides = _sides(found.get("size"), (size, size) if siglip else (size,))
-        said = {*sides, *(_sides(found.get("crop_size"), (size, size)) if crop else ())}
+        sides = sides_of(found.get("size"), (size, size) if siglip else (size,))
+        said = {*sides, *(sides_of(found.get("crop_size"), (size, size)) if crop else ())}
         if said != {size} or (not crop and len(sides) == 1):
             raise DataError(
-                f"{place}: pictures become {sorted(said)} pixels, and the vision tower reads squares of {size}"
+                f"{PLACE}: pictures become {sorted(said)} pixels, and the vision tower reads squares of {size}"
             )
         resample = found.get("resample")
         return cls(
@@ -183,7 +176,22 @@ def _shorter_to(image: Image.Image, size: int) -> tuple[int, int]:
     return (size, longer) if image.width <= image.height else (longer, size)
 
 
-def _sides(value: Any, usual: tuple[int, ...]) -> tuple[int, ...]:
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a preprocessor_config.json that are read, checked. Raises DataError."""
+    if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
+        raise DataError(f"{PLACE}: a mean, deviation or factor is not finite; copy the base model's file")
+    found = border.check(
+        {key: values[key] for key in _SquareSettings.__annotations__ if key in values}, _SquareSettings, PLACE
+    )
+    refuse_other_steps(found, PLACE)
+    if min(std := found.get("image_std", [1])) <= 0:
+        raise DataError(f"{PLACE}: image_std {std} must be above 0; copy the base model's file")
+    if found.get("resample") not in (None, *Image.Resampling):
+        raise DataError(f"{PLACE}: resample is {found['resample']}, no filter of Pillow")
+    return found
+
+
+def sides_of(value: Any, usual: tuple[int, ...]) -> tuple[int, ...]:
     """The sides that a size names, as many as usual where it is one number: a shortest edge, or height and width."""
     if value is None:
         return usual
