@@ -380,7 +380,8 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
             _check_size(image, name)
         if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == (2,):
             raise DataError(f"{name}: a TIFF of signed 8-bit values; save them as 0..255")
-        coarse, inverted = _coarse(image), _inverted(image)  # which an image that was turned no longer says
+        # a TIFF whose 0 is white, of the modes in which Pillow leaves it at that; one that was turned no longer says so
+        coarse, inverted = _coarse(image), _deep(image) and _tag(image, PHOTOMETRIC) == 0
         image.load()
         upright = ImageOps.exif_transpose(image)
         if coarse:
@@ -398,11 +399,6 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         return settled(view.window or "full", extent, (0.0, _limit(image.mode, extent[1])))
 
     return Frames(count, frame, window)
-
-
-def _inverted(image: Image.Image) -> bool:
-    """True for a TIFF whose 0 is white, of the modes in which Pillow leaves it at that."""
-    return _deep(image) and _tag(image, PHOTOMETRIC) == 0
 
 
 def _tag(image: Image.Image, number: int) -> Any:
