@@ -67,7 +67,7 @@ def compared_runs(folders: Sequence[Path]) -> Rows:
     benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
     found: dict[str, list[tuple[str, str, Evaluation]]] = {}
     for folder in folders:
-        summary = files.read_json(folder / "export" / "summary.json")
+        summary = files.json_or_none(folder / "export" / "summary.json")
         for benchmark, models in summary.items() if isinstance(summary, dict) else ():
             for name in models if isinstance(models, dict) else ():
                 path = rows_path(folder, benchmark, name)
@@ -140,7 +140,7 @@ def _next(config: ConfigDict, folder: Path) -> list[str]:
     def on(job: str, model: Path = folder) -> str:
         preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
         default = Path("runs", f"{job}-{preset}")
-        held = files.read_json(default / "config.json") or {}
+        held = files.json_or_none(default / "config.json") or {}
         # an evaluation goes on with other models; any other job would be refused in the run of another one
         taken = job != "evaluate" and held and held.get("model", {}).get("path") != str(model)
         return f"{job}:{preset} model.path={model}" + (f" workdir={free_folder(default)}" if taken else "")

@@ -24,8 +24,8 @@ from mmedexpert_jax.launch.job_plan import (
     STAGED,
     adapter_folder,
     beyond_positions,
-    check,
     check_devices,
+    check_memory,
     check_models,
     describe,
     preflight,
@@ -121,7 +121,7 @@ def _carry_out(config: ConfigDict) -> None:
         if config.job in COUNTED:
             check_models(config)
         _say(describe(config))
-        check(config)
+        check_memory(config)
         return
     from mmedexpert_jax.launch.closing import closing
     from mmedexpert_jax.runtime.progress import COMPILING
@@ -217,7 +217,7 @@ def _dsa(config: ConfigDict, run: "Run") -> None:
         load_cases(config.data.path, "train", specialty=name, limit=config.limit, seed=config.seed)
     for name in SPECIALTIES:
         pipeline.stop_if_asked(run, name)
-        _run_part(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
+        _run_part(_with_changes(config, workdir=str(run.path / name), specialty=name, fresh=False))
     run.finish({"experts": {name: str(run.path / name) for name in SPECIALTIES}})
 
 
@@ -271,9 +271,9 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
         processes.barrier()
         split = {"process": processes.index(), "processes": processes.count()}
         with costs.shared(), processes.alone():
-            medeval.answer(_changed(config, answers=folder, **split), run)
+            medeval.answer(_with_changes(config, answers=folder, **split), run)
         processes.barrier()
-        config = _changed(config, fresh=False)
+        config = _with_changes(config, fresh=False)
     if processes.is_writer():
         with processes.alone():
             medeval.run(config, run)
@@ -395,7 +395,7 @@ def _pretrain(config: ConfigDict, run: "Run") -> None:
     run.finish({"model": str(path)})
 
 
-def _changed(config: ConfigDict, **changes: Any) -> ConfigDict:
+def _with_changes(config: ConfigDict, **changes: Any) -> ConfigDict:
     copy = config.copy_and_resolve_references().unlock()
     copy.update(changes)
     return copy.lock()

@@ -97,7 +97,7 @@ def ask(question: str) -> str:
     return (asked or [sentence for sentence in sentences if not CHOOSE.search(sentence)] or sentences or [""])[-1]
 
 
-def kind(record: RawCase) -> str:
+def asks(record: RawCase) -> str:
     """The kind of a question, one of record.ASKS; a diagnosis is looked for first, then treatment, then mechanism."""
     stem = ask(record.question)
     if re.search(r"\bdiagnos[ie]s\b", stem, re.I) and not re.search(r"\b(?:confirm|test|study|step)\b", stem, re.I):
@@ -117,7 +117,7 @@ def paradigms(record: RawCase, kind: str) -> tuple[str, ...]:
 
 def with_paradigms(record: RawCase) -> RawCase:
     """The record with its kind and its paradigms."""
-    found = kind(record)
+    found = asks(record)
     return replace(record, asks=found, paradigms=paradigms(record, found))
 
 

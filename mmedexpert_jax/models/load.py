@@ -69,7 +69,7 @@ def load_model(
 def load_folded(
     src: str | Path, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, seed: int = 0
 ) -> tuple[Model, dict, str]:
-    """As `load_model`, and in words the cost of folding into a dtype less exact than that of the deltas; "" for none."""
+    """As `load_model`, and in words the cost of folding into a dtype less exact than the deltas'; "" for none."""
     model, params, lora = load_policy(src, dtype, mesh, seed, quantize="none")
     if lora is None:
         return model, params, ""
