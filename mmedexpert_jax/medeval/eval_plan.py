@@ -27,7 +27,7 @@ RUNS_ON = {"jax": "the JAX engine", "transformers": "transformers"}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Workload:
     """The load of a benchmark on a model, estimated: answers, tokens of all prompts, tokens of answers at most."""
 
     answers: int
@@ -85,8 +85,8 @@ def _counter(target: Target) -> tuple[Callable[[Question], int], bool]:
 
 def _estimate(
     config: ConfigDict, asked: Sequence[Question], count: Callable[[Question], int], exact: bool
-) -> tuple[str, Estimate]:
-    """In words and as an `Estimate`; the mean of a sample stands for all, and a second turn repeats the first with its
+) -> tuple[str, Workload]:
+    """In words and as a `Workload`; the mean of a sample stands for all, and a second turn repeats the first with its
     answer."""
     sample = [asked[i * len(asked) // min(SAMPLE, len(asked))] for i in range(min(SAMPLE, len(asked)))]
     lengths = []
@@ -99,7 +99,7 @@ def _estimate(
     answers = len(asked) * config.num_samples
     turns = 1 + any(question.follow_up for question in asked)
     prompt = len(asked) * mean + (turns - 1) * answers * (mean + config.max_new_tokens)
-    done = Estimate(answers * turns, round(prompt), answers * turns * config.max_new_tokens)
+    done = Workload(answers * turns, round(prompt), answers * turns * config.max_new_tokens)
     text = f"{len(asked):,} questions x {config.num_samples}{' x 2 turns' if turns > 1 else ''}"
     text += f" = {done.answers:,} answers; about {done.prompt:,} prompt tokens ({mean:.0f} a question), "
     text += f"at most {done.completion:,} of answers"
@@ -116,10 +116,10 @@ def _stored(config: ConfigDict, target: Target, key: str) -> str:
     return f"; {lines:,} lines of answers are stored" if lines else ""
 
 
-def _sum(config: ConfigDict, estimates: Sequence[tuple[Target, Estimate]]) -> list[str]:
+def _sum(config: ConfigDict, estimates: Sequence[tuple[Target, Workload]]) -> list[str]:
     """All answers and tokens, the share of each process, and dollars where an endpoint's prices are set."""
     names = ("answers", "prompt", "completion")
-    total = Estimate(*(sum(getattr(each, name) for _, each in estimates) for name in names))
+    total = Workload(*(sum(getattr(each, name) for _, each in estimates) for name in names))
     each = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
     tokens = f"about {total.prompt:,} prompt tokens, at most {total.completion:,} of answers"
     lines = [f"in all     {total.answers:,} answers{each}; {tokens}"]

@@ -44,7 +44,7 @@ class _SquareSettings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Squares:
-    """What all have in common that read squares of one size, whose prompts count on through text and images alike."""
+    """Pictures as squares of one size: sides, patches and their places, the same in every family that sees them so."""
 
     size: int  # side of the square in pixels
     patch_size: int  # side of a patch in pixels
