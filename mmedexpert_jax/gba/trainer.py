@@ -81,7 +81,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         state, rollout, scores, metrics = _step(job, config, state, rounds, number, explained)
         explained = False  # the first step of this process alone
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
-            run.table("completions", state.step, _rows(rollout, scores))
+            run.table("completions", state.step, _sample_rows(rollout, scores))
         if is_due(state.step, HINTS_EVERY, job.steps):
             _hint(run, hinted)
         return state, metrics
@@ -436,7 +436,7 @@ def _clocks(began: float, sampled: float, rollout: Rollout) -> dict[str, float]:
     }
 
 
-def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
+def _sample_rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
     """The completions table."""
     for i, prompt in enumerate(rollout.prompts):
         for j, text in enumerate(rollout.texts[i]):

@@ -22,7 +22,7 @@ from mmedexpert_jax.config import field_of, flatten
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
-from mmedexpert_jax.runtime.metrics import Metrics, Rows
+from mmedexpert_jax.runtime.metrics import Metrics, Recent
 from mmedexpert_jax.runtime.progress import Progress
 from mmedexpert_jax.runtime.signals import SIGNALS, Overdue
 
@@ -70,7 +70,7 @@ class Run:
         try:
             self._write_start()
             tracker = self.config.get("tracker") or ""
-            self._metrics = Metrics(path, tracker, self.config) if self._writes else Rows(path)
+            self._metrics = Metrics(path, tracker, self.config) if self._writes else Recent(path)
         except BaseException:
             self._meter.close()
             raise
@@ -326,13 +326,13 @@ class Status(msgspec.Struct):
 
 def saved_config(path: Path) -> dict[str, Any]:
     """The config.json of a run; empty where it is missing or damaged."""
-    saved = files.read_json(path / "config.json")
+    saved = files.json_or_none(path / "config.json")
     return saved if isinstance(saved, dict) else {}
 
 
 def _failed_early(path: Path) -> bool:
     """True for a run that failed and has no checkpoint, export or store: nothing is lost if it starts again."""
-    if (files.read_json(path / "STATUS.json") or {}).get("state") != "failed":
+    if (files.json_or_none(path / "STATUS.json") or {}).get("state") != "failed":
         return False
     for entry in path.iterdir():
         ours = entry.name in EARLY or entry.name.startswith(".") or (entry.name == "ckpt" and not any(entry.iterdir()))

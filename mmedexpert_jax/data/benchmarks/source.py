@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mmedexpert_jax import border
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.data import tables
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError, RemoteError
@@ -213,7 +214,7 @@ def _hub(repository: str) -> tuple[list[str], Callable[[str], str]]:
         try:
             return call()
         except Exception as error:  # the hub's clients raise their own, requests' and OS errors
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = one_line(error)
             raise RemoteError(f"hub:{repository}: {reason}; download it by hand and give its directory") from None
 
     names = remote(lambda: HfApi().list_repo_files(repository, repo_type="dataset"))
