@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
 ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
 HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
+# what to look at where a reward of ours gives no number
+ABSTAINED = {
+    "judge": "no reply could be read: see judge.sqlite in the run directory, and name a model that keeps to the form",
+    "similarity": "it is for open questions, and embeddings.sqlite in the run directory has what the embedder gave",
+    "token_f1": "it is for open questions",
+}
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
 
@@ -75,11 +81,13 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     rounds = Ahead(functools.partial(_sample, job, config, key), job.steps)
     explained = bool(config.explain)
     hinted: set[str] = set()
+    silent: set[str] = set()
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         nonlocal explained
         state, rollout, scores, metrics = _step(job, config, state, rounds, number, explained)
         explained = False  # the first step of this process alone
+        _tell_silent(scores, number, silent)
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
             run.table("completions", state.step, _sample_rows(rollout, scores))
         if is_due(state.step, HINTS_EVERY, job.steps):
@@ -101,6 +109,18 @@ def _hint(run: "Run", hinted: set[str]) -> None:
         if name not in hinted:
             hinted.add(name)
             print(f"hint: {sentence}", flush=True)
+
+
+def _tell_silent(scores: reward.Scores, step: int, told: set[str]) -> None:
+    """Prints, once for each, which rewards abstained on all of a step's completions."""
+    new = [name for name in scores.silent() if name not in told]
+    told.update(new)
+    for name in new if processes.is_writer() else ():
+        print(
+            f"step {step}: the reward {name} abstained on all {scores.total.size} completions, which count without it; "
+            f"{ABSTAINED.get(name, 'see that it returns numbers')}",
+            flush=True,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
