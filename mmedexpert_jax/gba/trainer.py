@@ -19,7 +19,7 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, totals
+from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, told, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected, tell_equal
@@ -188,7 +188,8 @@ def _step(
     advantages = np.zeros(rewards.shape, np.float32)
     if trained.any():  # a scale over the step is that of the groups which it trains on
         given = values[trained], scores.weights, config.advantage_scale, eps, ddof
-        advantages[trained] = estimate(*given, job.estimator)  # equation 4
+        lengths = rollout.lengths.reshape(rewards.shape)[trained]
+        advantages[trained] = estimate(*given, job.estimator, lengths)  # equation 4
     if DOMAINS in state.memory:
         advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
     rollout = _for_update(rollout.with_advantages(advantages), trained, config, step)
@@ -263,7 +264,7 @@ def _try_out(config: ConfigDict, files: Files) -> None:
     or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
     logprobs, advantages, mask = np.zeros((2, 3), np.float32), np.ones(2, np.float32), np.ones((2, 3), bool)
-    eps, ddof = config.advantage_eps, config.advantage_ddof
+    eps, ddof, lengths = config.advantage_eps, config.advantage_ddof, np.full((2, 2), 3)
 
     def loss() -> jax.Array:
         objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
@@ -273,7 +274,7 @@ def _try_out(config: ConfigDict, files: Files) -> None:
 
     calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         "advantage_scale": (
-            lambda: np.asarray(estimator(config.advantage_scale, files)(values, weights, eps, ddof)),
+            lambda: np.asarray(told(estimator(config.advantage_scale, files), lengths)(values, weights, eps, ddof)),
             (2, 2),
         ),
         "surrogate": (loss, ()),
