@@ -154,7 +154,7 @@ def read_cases(
         seen.add(case.id)
         kept.update(case.columns)
         yield case
-    if others := sorted(kept - {*PROVENANCE}):
+    if others := sorted(kept - {*PROVENANCE, *forms.KEPT}):
         _tell_columns(files[0], border.cut(", ".join(others), 200))
 
 
@@ -262,6 +262,8 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
             row = forms.ours(row, number)
         except DataError as error:
             raise DataError(f"{where}, {error}") from None
+    if "question" not in row and (fix := forms.missing(row)):
+        raise DataError(f"{where}, key question: there is none{fix}")
     _refuse_near(row, where)
     question, images = forms.inline(_text(row, "question", where), _list(row, "images", where))
     try:
