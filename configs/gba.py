@@ -55,12 +55,15 @@ def get_config(preset: str = "mini") -> Config:
     config.epochs = 1.0  # passes over the training cases where steps is 0; not given in the paper
     config.lr = 1e-6  # learning rate of AdamW; not given for RL in the paper: that of DSA (appendix B)
 
-    # which cases, and in which order; "zero_variance" below filters while it trains
+    # which cases, and in which order; "zero_variance" below filters while it trains, and "online" says by what
     config.filter = Config()
     config.filter.samples = 0  # answers of the policy to each case before training, kept in samples/; 0: no filter
     config.filter.least = Field(0.05, high=1)  # pass rate from which a case is kept; 0 keeps those that are never right
     # pass rate up to which a case is kept; 1 keeps those that are always right
     config.filter.most = Field(0.95, high=1)
+    # also while it trains: "zero_variance" drops or refills groups whose share of right answers is not from "least" to
+    # "most", in the place of those of equal rewards (EasyR1's online_filtering, verl's filter_groups by acc)
+    config.filter.online = False
     # every epoch from easy to hard by "pass_rate" (of the filter's samples) or by a column of the rows, a number that
     # rises with difficulty; empty: at random
     config.curriculum = ""

@@ -158,7 +158,8 @@ ELSEWHERE = {
     "ref_model_sync_steps": "ref_every", "ref_model_mixup_alpha": "ref_mixup", "entropy_coeff": "entropy_coef",
     "adv_estimator": "objective", "mask_truncated_completions": "mask_truncated",
     "importance_sampling_level": "ratio_level", "loss_agg_mode": "aggregation", "rollout_n": "num_samples",
-    "cutoff_len": "max_prompt_length", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
+    "cutoff_len": "max_prompt_length",
+    "online_filtering": "filter.online", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
 }  # fmt: skip
 
 

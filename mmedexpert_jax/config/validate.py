@@ -52,7 +52,7 @@ IDLE: tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[Any], bool]], ...]
     (("lora.rank", "lora.alpha", "lora.targets"), ("trainable",), "full".__eq__),
     (("ref_mixup",), ("ref_every",), operator.not_),
     (("perception_mask",), ("perception", "perception_entropy"), operator.not_),
-    (("filter.least", "filter.most"), ("filter.samples",), operator.not_),
+    (("filter.least", "filter.most"), ("filter.samples", "filter.online"), operator.not_),
     (("sweep.scales",), ("sweep.densities",), operator.not_),
     (BY_MERGEKIT, ("mergekit",), bool),
 )
@@ -448,6 +448,11 @@ def check_groups(prefix: str, gba: ConfigDict) -> None:
         raise ConfigError(
             f"config.{prefix}filter.least ({gba.filter.least:g}) is above config.{prefix}filter.most "
             f"({gba.filter.most:g}): no pass rate is between them"
+        )
+    if gba.filter.online and gba.zero_variance == "keep":
+        raise ConfigError(
+            f"config.{prefix}filter.online says which groups zero_variance leaves out, which is keep; set "
+            f"--config.{prefix}zero_variance=drop or refill"
         )
     if gba[split] % gba.paradigms_per_query:
         raise ConfigError(

@@ -184,7 +184,7 @@ def _step(
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
     trained = np.ones(len(rewards), bool)
     if config.zero_variance != "keep":
-        trained = _first(_differs(rewards), config.prompts_per_step)
+        trained = _first(_teaches(values, scores, config), config.prompts_per_step)
     advantages = np.zeros(rewards.shape, np.float32)
     if trained.any():  # a scale over the step is that of the groups which it trains on
         given = values[trained], scores.weights, config.advantage_scale, eps, ddof
@@ -349,9 +349,18 @@ def _guidelines(config: ConfigDict, cases: list[Case], levels: Difficulties = No
 
 
 def _wants_more(done: list[Round], config: ConfigDict) -> bool:
-    """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
-    differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
-    return not done or (len(done) <= refills(config) and differing < config.prompts_per_step)
+    """True where a step samples again: once, or, with dynamic sampling, until it has as many groups as it trains on."""
+    found = sum(int(_teaches(values, scores, config).sum()) for _, scores, values in done)
+    return not done or (len(done) <= refills(config) and found < config.prompts_per_step)
+
+
+def _teaches(values: np.ndarray, scores: reward.Scores, config: ConfigDict) -> np.ndarray:
+    """[.] bool: groups [., G, F] that `zero_variance` leaves in the update: those whose rewards differ, or, with
+    `filter.online`, whose share of right answers is within the filter's bounds."""
+    if not config.filter.online:
+        return _differs(totals(values, scores.weights))
+    right = values[..., [one.name for one in scores.rewards].index("accuracy")].mean(axis=1)
+    return (right >= np.float32(config.filter.least)) & (right <= np.float32(config.filter.most))
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:
