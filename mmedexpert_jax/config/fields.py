@@ -33,7 +33,6 @@ class Field:
     above: float = -math.inf
     below: float = math.inf
     choices: tuple[str, ...] = ()  # allowed texts; empty: any
-    own: bool = False  # whether a user's own function, a text with a dot, is allowed beside the choices
     several: bool = False  # whether the text may name several choices, comma-separated
     # "" where a resumed run must have the same value, "free" where it may have another since the field does not change
     # what is computed, "grows" where it may be raised, to go on further
@@ -58,8 +57,8 @@ class Field:
         """The values that the field takes, of this type, and whether a resumed run may have another; "" for any."""
         said: list[str] = []
         if self.choices:
-            more = [word for word, there in (("your own", self.own), ("several", self.several)) if there]
-            said.append(", ".join([*(choice or '""' for choice in self.choices), *(f"or {word}" for word in more)]))
+            more = ["or several"] * self.several
+            said.append(", ".join([*(choice or '""' for choice in self.choices), *more]))
         elif kind in (int, float):
             said.append(self.range())
         if self.resume:

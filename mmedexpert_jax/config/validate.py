@@ -152,7 +152,7 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
     listed = value if isinstance(value, tuple) else str(value).split(",")
     given = [name.strip() for name in listed] if field.several else [value]
     wrong = [name for name in given if field.choices and name not in field.choices]
-    if wrong and not (field.own and "." in str(value)):
+    if wrong:
         text = str(wrong[0])[:100]
         close = [choice for choice in field.choices if choice.lower() == text.lower()]
         close = close or [name for name in (VALUES.get(text.lower()),) if name in field.choices]

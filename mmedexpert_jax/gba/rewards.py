@@ -18,7 +18,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.advantages import totals
 from mmedexpert_jax.gba.calls import Call, call_all
-from mmedexpert_jax.gba.own_functions import Files, load_function
+from mmedexpert_jax.gba.own_functions import LARGEST, Files, load_function, weighted
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 
@@ -85,7 +85,6 @@ FOREIGN |= {"solution", "solution_str", "predict", "predicts", "predict_str", "g
 FOREIGN |= {"data_source", "extra_info", "reward_input", "reward_inputs"}
 GATED = ("format", "structure")  # rewards of form
 SURE = ("accuracy", "format", "structure", "length", "answer_first")  # of ours, which never abstain
-LARGEST = float(np.finfo(np.float32).max)  # of a reward: scores are float32
 
 
 @dataclass(frozen=True)
@@ -153,16 +152,8 @@ def from_config(
 
 def _custom(spec: str, files: Files) -> WeightedReward:
     """A user's function from "module.function=weight" or "path.py:function=weight"."""
-    found = re.fullmatch(r"(.*)=([^=/:]*)", spec, re.DOTALL)  # a folder may have a "=" too
-    path, weight = found.groups() if found else (spec, "1")
+    path, name, number = weighted(spec, "config.rewards.functions")
     place = f"config.rewards.functions: {border.shown(spec)}"
-    try:
-        number = float(weight.encode("ascii"))  # as text it would read the digits of every script
-    except ValueError:
-        number = float("nan")
-    if not abs(number) <= LARGEST:
-        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number of float32")
-    name = path.strip().replace(":", ".").rpartition(".")[2]
     reward = WeightedReward(name, number, load_function(path, place, files), own=True)
     keywords = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
     _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), keywords, place)

@@ -260,24 +260,34 @@ def _check(config: ConfigDict) -> None:
 
 
 def _try_out(config: ConfigDict, files: Files) -> None:
-    """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
-    or, as a user's own, give something else than is asked of them."""
+    """Runs the estimator, the surrogate and the terms on two groups of two. Raises ConfigError where they cannot be
+    had, fail, or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
     logprobs, advantages, mask = np.zeros((2, 3), np.float32), np.ones(2, np.float32), np.ones((2, 3), bool)
     eps, ddof, lengths = config.advantage_eps, config.advantage_ddof, np.full((2, 2), 3)
 
-    def loss() -> jax.Array:
-        objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
+    def loss(terms: bool) -> jax.Array:
+        objective = Objective.from_config(config, files)
+        coefs = {name: coef for name, coef in objective.coefs.items() if terms and name in objective.terms}
+        objective = dataclasses.replace(objective, coefs=coefs)
         # traced, as in a gradient
         traced = jax.jit(lambda tokens, advantages, mask: policy_terms(tokens, advantages, mask, objective).loss)
-        return traced(Tokens(jax.device_put(logprobs)), advantages, mask)
+        there = {
+            "reference": config.beta,
+            "entropy": True,
+            "old_logprobs": config.inner_epochs * config.minibatches > 1,
+        }
+        there |= dict.fromkeys(("masked", "masked_entropy", "shown"), config.perception or config.perception_entropy)
+        given = {name: jax.device_put(logprobs) for name, is_there in there.items() if is_there and terms}
+        return traced(Tokens(jax.device_put(logprobs), **given), advantages, mask)
 
     calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         "advantage_scale": (
             lambda: np.asarray(told(estimator(config.advantage_scale, files), lengths)(values, weights, eps, ddof)),
             (2, 2),
         ),
-        "surrogate": (loss, ()),
+        "surrogate": (functools.partial(loss, False), ()),
+        "terms": (functools.partial(loss, True), ()),
     }
     for field, (call, shape) in calls.items():
         place = f"config.{field}={border.shown(config[field])}"

@@ -87,7 +87,7 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     if "rewards" not in config:
         return
     own = {"rewards.functions": config.rewards.functions, "surrogate": [config.surrogate]}
-    own["advantage_scale"] = [config.advantage_scale]
+    own |= {"advantage_scale": [config.advantage_scale], "terms": config.terms}
     texts = {"guideline_text": config.guideline_text, "rewards.judge.rubric": config.rewards.judge.rubric}
     for field, specs in own.items():
         yield field, _hashed(map(_code, specs))

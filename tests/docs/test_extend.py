@@ -10,7 +10,8 @@ import pytest
 
 from mmedexpert_jax.data import paradigms
 from mmedexpert_jax.data.benchmarks import registry
-from mmedexpert_jax.gba import advantages, objective, rewards
+from mmedexpert_jax.gba import advantages, objective, rewards, trainer
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.merging import methods
 from mmedexpert_jax.models import config, network
 
@@ -98,3 +99,18 @@ def test_a_new_rule_of_merging_joins_as_the_page_says(tmp_path, monkeypatch):
     rows = [np.array(row, np.float32) for row in ([1, 5], [2, -9], [30, 6])]
     _, merged = changed.combine(np.zeros(2, np.float32), rows, 0, changed.Fitted(), how)
     np.testing.assert_array_equal(merged, [2, 5])
+
+
+def test_an_objective_is_one_file(tmp_path, monkeypatch):
+    """With the page's change of objective.py alone its name is a value of the field, and a job begins with it."""
+    (change,) = [(title, text) for title, text in DIFFS if title.endswith("gba/objective.py")]
+    file = tmp_path / "objective_with_dual_clip.py"
+    file.write_text(applied(*change), encoding="utf-8")
+    changed = module_from("objective_with_dual_clip", file, monkeypatch)
+    for name in ("Objective", "Tokens", "policy_terms"):
+        monkeypatch.setattr(trainer, name, getattr(changed, name))
+    config = load_config("configs/gba.py", {"surrogate": "dual_clip"})
+    trainer.preflight(config, [])
+    chosen = changed.Objective.from_config(config)
+    loss = chosen.surrogate(np.array([[7.0]]), np.zeros((1, 1)), np.array([[-1.0]]), 0.8, 1.2)[0]
+    np.testing.assert_array_equal(loss, [[3.0]])  # the clip alone gives 7
