@@ -240,6 +240,16 @@ def test_dynamic_sampling_goes_on_until_enough_groups_differ(run_config, tmp_pat
     assert chosen.tolist() == [False, True, True, False, True, False]
 
 
+def test_a_hint_is_printed_once(tmp_path, capsys):
+    with Run.open(tmp_path / "run", {"job": "gba"}) as run:
+        hinted = set()
+        for step in range(1, 21):
+            run.log(step, {"reward": 0.0, "frac_reward_zero_std": 0.95, "rewards/accuracy/mean": 0.0})
+            trainer._hint(run, hinted)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint: ")]
+    assert len(printed) == 1 and printed[0].startswith("hint: 95% of the groups have equal rewards and teach nothing")
+
+
 @pytest.mark.parametrize("bounds", [(0.05, 0.95), (0.25, 0.5), (0.0, 1.0)])
 def test_a_filter_while_it_trains_is_by_pass_rate(run_config, tmp_path, bounds):
     """Groups of 0 to 4 right of 4, all of them of rewards that differ, since their form does; bounds are inclusive."""
