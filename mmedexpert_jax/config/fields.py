@@ -18,6 +18,8 @@ SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
 PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3.2
 BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
 HUB = "hub:"  # begins one that names a data set of the hub
+# Fields of GBA that runs and stages were saved without, and the values that leave what these did as it was.
+LATER: dict[str, Any] = {"filter.online": False, "terms": []}
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")  # owner/name[@revision]
 
 

@@ -87,7 +87,7 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
         nonlocal explained
         state, rollout, scores, metrics = _step(job, config, state, rounds, number, explained)
         explained = False  # the first step of this process alone
-        _tell_silent(scores, number, silent)
+        _tell_silent(scores, state.step, silent)
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
             run.table("completions", state.step, _sample_rows(rollout, scores))
         if is_due(state.step, HINTS_EVERY, job.steps):

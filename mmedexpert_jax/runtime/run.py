@@ -19,6 +19,7 @@ import msgspec
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config import field_of, flatten
+from mmedexpert_jax.config.fields import LATER
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
@@ -392,9 +393,11 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
-    """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks."""
+    """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks, of those
+    that came later the value that says what was done before."""
     old, new = dict(flatten(saved)), dict(flatten(wanted))
-    pairs = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in [*old, *new]}
+    lacking = {key: LATER.get(key.removeprefix("gba."), "(absent)") for key in [*old, *new]}
+    pairs = {key: (old.get(key, lack), new.get(key, lack)) for key, lack in lacking.items()}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -319,3 +319,14 @@ def test_a_benchmark_is_trained_on(tmp_path):
     assert [row.published for row in found] == [None, 77.93]
     jobs = [task.stage.job for task in Stages(config, tmp_path).order(ablation.wanted(config, found), 0)]
     assert Counter(jobs) == {"gba": 1, "evaluate": 4}
+
+
+def test_fields_that_came_later_leave_the_stages_of_before_theirs():
+    """Unset they are not hashed, so that no stage is made again; set they are."""
+    hashed = stage_cache.hashed_fields(load_config("configs/gba.py"))
+    assert hashed["zero_variance"] == "keep" and not {"filter.online", "terms"} & {*hashed}
+    changed = load_config(
+        "configs/gba.py", {"filter.online": True, "terms": ("own.py:f=0.1",), "zero_variance": "drop"}
+    )
+    found = stage_cache.hashed_fields(changed)
+    assert found["filter.online"] is True and found["terms"] == ["own.py:f=0.1"]
