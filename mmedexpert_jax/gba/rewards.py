@@ -346,7 +346,7 @@ def _calls(reward: WeightedReward, completions: Sequence[Mapping[str, Any]], max
 
 
 def _values(reward: WeightedReward, completions: Sequence[Mapping[str, Any]], given: Any) -> list[float]:
-    """What the calls of a function gave, as a number for each completion. Raises ConfigError."""
+    """The number of each completion, of what the calls of a function gave. Raises ConfigError."""
     if reward.whole:
         name, (given,) = f"reward {reward.name}", given
         given = _plainly(given, "tolist", name) if hasattr(given, "tolist") else given  # of any library

@@ -362,7 +362,7 @@ def test_a_plan_refuses_a_place_that_cannot_be_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("prefix", ["", "gba."])
 def test_a_run_from_before_a_field_came_goes_on_under_its_default(tmp_path, prefix):
     def config(**later):
-        return {"job": "pipeline", "gba": later} if prefix else {"job": "gba", **later}
+        return {"job": "pipeline", "gba": {"lr": 0.1, **later}} if prefix else {"job": "gba", **later}
 
     with contextlib.suppress(Interrupted), Run.open(tmp_path, config()):
         raise Interrupted("cut", 15)
