@@ -17,7 +17,7 @@ from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.launch import ablation, ablation_result, load_config, stage_cache, table3
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.stage_cache import Stages
-from mmedexpert_jax.medeval import result_tables
+from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import files, stage_costs
 from mmedexpert_jax.runtime.signals import SIGNALS
 
@@ -223,7 +223,7 @@ def test_the_table_by_hand():
     assert str(ablation_result.diversity_rows(result)[1]["pass@8"]).startswith("62.5 ± 158.8")
     assert first["published gain"] == "–" and second["published gain"] == "+2.45"
     assert str(second["accuracy"]).startswith("62.5 ± 158.8 [") and second["TIES"] == "✓" and second["Naive"] == "–"
-    assert "| Ours |" in result_tables.markdown([first, second])
+    assert "| Ours |" in text_tables.markdown([first, second])
     assert len(ablation_result.spread(result)) == 2 * len(ablation_result.MEASURES)
 
 
