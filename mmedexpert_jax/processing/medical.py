@@ -51,8 +51,10 @@ _LOOK = (  # what turns a frame's numbers into grey, where functional groups may
     "VOILUTFunction",
 )
 _VOI = _LOOK[3:]
-_DECIMALS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "PixelSpacing", "PixelAspectRatio")
-_DECIMALS += ("ImagePositionPatient", "ImageOrientationPatient")
+_DECIMALS = (  # numbers that are written out
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "PixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+)
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 

@@ -257,6 +257,21 @@ def test_a_packed_volume_without_end_is_refused(monkeypatch):
         decode(content[:200], slices=1)
 
 
+def test_a_volume_of_labels_or_under_a_stale_window_has_all_its_greys():
+    labels = np.zeros((40, 40, 4), np.uint8)
+    labels[:10], labels[10:20], labels[30:33, 30:33] = 1, 2, 14
+    spots = np.zeros((40, 40, 4), np.float32)
+    spots[20, 20, 1:], spots[5, 5, 1:] = 3, 1.5
+    volume = np.arange(0, 6400, dtype=np.int16).reshape(40, 40, 4)
+    stale = nibabel.Nifti1Image(volume, np.eye(4))
+    expected = np.asarray(decode(stale.to_bytes(), slices=[2])[0]).tolist()
+    stale.header["cal_max"] = 1
+    assert np.asarray(decode(stale.to_bytes(), slices=[2])[0]).tolist() == expected
+    for values, levels in ((labels, {0, 18, 36, 255}), (spots, {0, 128, 255})):
+        content = nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+        assert set(np.unique(decode(content, slices=[2])[0])) == levels
+
+
 # rows and columns of a slice in the patient, DICOM's left, posterior, superior
 LAID = {
     "axial": [1, 0, 0, 0, 1, 0],
