@@ -33,7 +33,7 @@ from mmedexpert_jax.processing.squares import SquareConfig
 
 TOKENS = {"image_token_id": ("image_token_index", 32000)}  # as in models/config.py
 hub_name = vit.hub_name  # of a tensor in the hub's files
-EOS = 2  # Llama's and Mistral's, where no file says one
+BOS, EOS = 1, 2  # Llama's and Mistral's, where no file says one
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ CHOSEN: dict[str, Any] = {
     **{"quantize": "none", "pan_and_scan": False},
 }
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+# of a training's repository, and other formats of the same weights
+_HUB_OTHERS = ["checkpoint-*/*", "global_step*/*", "original/*", "consolidated*", "*.fp16.safetensors"]
 
 
 def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
@@ -112,7 +114,9 @@ def _download(hub_id: str) -> Path:
 
     name, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_OTHERS)
+        )
     except errors.GatedRepoError as error:
         raise DataError(f"{hub_id}: accept its terms on https://huggingface.co/{name} and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
