@@ -5,11 +5,14 @@ from pathlib import Path
 from mmedexpert_jax.errors import DataError, RemoteError
 
 
-def snapshot(hub_id: str, patterns: list[str] | None = None, kind: str = "model") -> Path:
+def snapshot(
+    hub_id: str, patterns: list[str] | None = None, ignored: list[str] | None = None, kind: str = "model"
+) -> Path:
     """Downloads files of a repository, owner/name[@revision], or takes them from the hub's cache.
 
     Args:
         patterns: of their paths, such as "*.json"; None: all.
+        ignored: patterns of those that are left out.
         kind: "model" or "dataset".
 
     Returns:
@@ -23,7 +26,11 @@ def snapshot(hub_id: str, patterns: list[str] | None = None, kind: str = "model"
 
     name, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                name, repo_type=kind, revision=revision or None, allow_patterns=patterns, ignore_patterns=ignored
+            )
+        )
     except errors.GatedRepoError as error:
         page = name if kind == "model" else f"datasets/{name}"
         raise DataError(f"{hub_id}: accept its terms on https://huggingface.co/{page} and set HF_TOKEN") from error

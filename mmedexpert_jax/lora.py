@@ -56,6 +56,7 @@ _WRAPPERS = ("base_model.", "module.", "_orig_mod.")  # that a trainer put aroun
 _NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
 TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")  # beginnings of names that are not the decoder's
 _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
+EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @jax.tree_util.register_dataclass
@@ -333,18 +334,18 @@ def with_saved_modules(path: str | Path, params: dict) -> dict:
 def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of an adapter's file that are no factors, by their places in `params`.
 
-    Raises DataError for one that fits none there, and where a module is missing that the `config` says was saved.
+    Raises DataError for one that fits none there, for a head or embedding that is another than the other of a base that
+    ties them, and where a module is missing that the `config` says was saved.
     """
     found = {}
+    tied = _node(params, _HEAD) is None
     for name, tensor in _tensors(weights).items():
         if _FACTOR.search(name):
             continue
         place = canonical(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
         if place in found:
             raise DataError(f"{weights}: holds {place} under two names, of which one is {name}: delete one")
-        old = _node(params, place)
-        if old is None and place == "lm_head.weight":
-            raise DataError(f"{weights}: holds lm_head of its own where the base {_TIED}")
+        old = _node(params, EMBEDDING if tied and place == _HEAD else place)
         if getattr(old, "shape", None) != tensor.shape:
             resized = tensor.ndim == 2 and getattr(old, "shape", ())[1:] == tensor.shape[1:]
             fix = "its rows were resized, merge it with peft first" if resized else "use the adapter's own base"
@@ -353,6 +354,15 @@ def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> di
                 f"fits no tensor of the base model in its place: {fix}"
             )
         found[place] = tensor
+    if tied and (own := {EMBEDDING, _HEAD} & found.keys()):
+        old = _node(params, EMBEDDING)
+        rows, head = found.get(EMBEDDING, old), found.pop(_HEAD, old)
+        known = len(own) == 2 or not isinstance(old, jax.ShapeDtypeStruct)
+        if known and not jnp.array_equal(rows.astype(old.dtype), head.astype(old.dtype)):
+            raise DataError(
+                f"{weights}: holds {' and '.join(sorted(own))} of its own, and the base ties the two, which would be "
+                "one no longer: merge it with peft, save that with tie_word_embeddings false, and take it as the model"
+            )
     for name in config.get("modules_to_save") or ():
         ends = any(module.endswith(name) for module in _modules(params))
         if ends and not any(f"{name}." in place for place in found):

@@ -360,6 +360,27 @@ def test_modules_that_were_saved_whole_must_be_there(adapted, base, tmp_path):
     assert lora_module.load_peft(folder, base[1]).rank == 4
 
 
+def test_a_tied_base_takes_an_embedding_only_where_its_head_is_that_too(tmp_path):
+    """In peft the head stays the base's where the embedding alone was saved, and the other way round."""
+    q_proj, rows = {"weight": jnp.ones((4, 4))}, jnp.arange(12.0).reshape(3, 4)
+    params = {"model": {"embed_tokens": {"weight": rows}, "layers": {"0": {"self_attn": {"q_proj": q_proj}}}}}
+    lora_module.save_peft(tmp_path, lora_module.init(jax.random.key(0), params, 2, targets="text"), "base")
+    file = tmp_path / "adapter_model.safetensors"
+    factors, old, new = load_file(file), np.asarray(rows), np.asarray(rows) + 1
+    names = {"embedding": "base_model.model.model.language_model.embed_tokens.weight"}
+    names["head"] = "base_model.model.lm_head.weight"
+    same = [({"embedding": new, "head": new}, new), ({"embedding": old}, old), ({"head": old}, old), ({}, old)]
+    for held, expected in same:
+        save_file(factors | {names[one]: tensor for one, tensor in held.items()}, file)
+        found = lora_module.with_saved_modules(tmp_path, params)
+        np.testing.assert_array_equal(found["model"]["embed_tokens"]["weight"], expected)
+        assert "lm_head" not in found and lora_module.load_peft(tmp_path, found).rank == 2
+    for held in ({"embedding": new}, {"head": new}, {"embedding": new, "head": old}):
+        save_file(factors | {names[one]: tensor for one, tensor in held.items()}, file)
+        with pytest.raises(DataError, match="of its own, and the base ties the two"):
+            lora_module.with_saved_modules(tmp_path, params)
+
+
 def test_one_module_under_two_names_is_refused(adapted, base, tmp_path):
     folder = Path(shutil.copytree(adapted[1], tmp_path / "double"))
     file = folder / "adapter_model.safetensors"

@@ -246,7 +246,7 @@ def _is_one(files: Sequence[Path]) -> bool:
 @functools.cache  # a job asks for its splits several times
 def _downloaded(hub_id: str, split: str) -> Path:
     """The folder of a hub's data set with the files of a split; images beside a table that is no Parquet come along."""
-    root = hub.snapshot(hub_id, [f"{split}.*", f"{split}-*", f"data/{split}-*"], "dataset")
+    root = hub.snapshot(hub_id, [f"{split}.*", f"{split}-*", f"data/{split}-*"], kind="dataset")
     if all(file.suffix == ".parquet" for file in files_of(root, split)):
         return root
     return hub.snapshot(hub_id, kind="dataset")

@@ -359,27 +359,39 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
 
 def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str, Any]]:
     """A case for each DICOM series (a folder of files) and each other image, named by its place, never its header."""
-    volumes, others = 0, list[str]()
+    volumes, others, mixed = 0, list[str](), list[str]()
     for folder, names in _folders(source):
         scans = [name for name in names if medical.reader(_head(folder / name))]
-        pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES and name not in scans]
+        stacks, rest = _series_in(folder) if scans else ([], [])
+        whole = {file.name for file in stacks[0]} if len(stacks) == 1 and len(stacks[0]) > 1 else set()
+        if len(stacks) > 1 and max(map(len, stacks)) > 1:
+            mixed.append(str(folder))
+        scans = [name for name in scans if name not in {file.name for file in rest}]
         others += [str((folder / name).relative_to(source)) for name in names if name not in {*scans, *pictures}]
         entries: list[tuple[Path, Any]] = [(folder / name, None) for name in pictures]
-        if len(scans) > 1 and all(name not in pictures for name in scans):
-            try:
-                medical.series(folder, str(folder))
-                entries, scans = [*entries, (folder, SLICES)], []
-            except DataError:  # several series, or no series at all: each file by itself
-                pass
-        for path, slices in [*entries, *((folder / name, _slices(folder / name)) for name in scans)]:
+        entries += [(folder, SLICES)] if whole else []
+        entries += [(folder / name, _slices(folder / name)) for name in scans if name not in whole]
+        for path, slices in entries:
             image = {"path": os.path.relpath(path, root)} | ({"slices": slices} if slices else {})
             volumes += bool(slices)
             yield {"id": str(path.relative_to(source)), "question": "", "answer": "", "images": [image]}
     made.notes.append("question and answer are empty: fill them in, and options where it is multiple choice")
     if others:
         made.notes.append(f"{len(others)} other files were left out: {border.cut(', '.join(others))}")
+    if mixed:
+        named = border.cut(", ".join(mixed))
+        made.notes.append(f"{named}: several series in a folder, each file a row; put each into a folder of its own")
     if volumes:
         made.notes.append(f"{volumes} volumes show {SLICES} slices at even distances: change slices, window, plane")
+
+
+def _series_in(folder: Path) -> tuple[list[list[Path]], list[Path]]:
+    """`medical.by_series` of a folder; where a file cannot be read, nothing, so that each is a row by itself."""
+    try:
+        return medical.by_series(folder, str(folder))
+    except DataError:
+        return [], []
 
 
 def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -348,6 +348,21 @@ def _write_base(config: dict[str, Any], base: str, path: Path) -> None:
     border.write_settings(path, config | {"base_model_name_or_path": name, "revision": revision})
 
 
+def _is_of_text(base: str) -> bool:
+    """True where a base that is on this machine, in a folder or in the hub's cache, is a model of text alone."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from mmedexpert_jax.config.fields import HUB_ID
+    from mmedexpert_jax.processing.processor import CLASSES
+
+    hub = HUB_ID.fullmatch(base)
+    file: Any = Path(base).expanduser() / "config.json"
+    if hub and not file.is_file():
+        file = try_to_load_from_cache(hub["name"], "config.json", revision=hub["revision"])
+    said = border.read_json(Path(file), dict[str, Any]) if isinstance(file, str | Path) and Path(file).is_file() else {}
+    return CLASSES.get(str(said.get("model_type"))) == ""
+
+
 def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
     """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
     from mmedexpert_jax.lora import base_of, finite
@@ -362,7 +377,8 @@ def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
     base = base_under(source, CHOSEN["base"])
     files.claim(output)
-    card = adapter_card(base, settings.r, training_of(Path(model_path).expanduser()) + _place(base, uploaded))
+    about = training_of(Path(model_path).expanduser()) + _place(base, uploaded)
+    card = adapter_card(base, settings.r, about, sees=not _is_of_text(base))
     with files.writing(output), files.replacing(output) as target:
         for name, factor in views(source / "adapter_model.safetensors").items():
             finite(f"{source}: {name}", factor)

@@ -11,7 +11,7 @@ import numpy as np
 from mmedexpert_jax import border
 from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, UserError
-from mmedexpert_jax.lora import Lora, load_peft, with_saved_modules
+from mmedexpert_jax.lora import EMBEDDING, Lora, load_peft, with_saved_modules
 from mmedexpert_jax.merging.alignment import aligned, enlarged, layers, rows_of, union, vocabularies
 from mmedexpert_jax.merging.blockwise import Merge, Merges
 from mmedexpert_jax.merging.checkpoint import (
@@ -120,6 +120,7 @@ def _same(first: Path, second: Path) -> bool:
 def _adapted(expert: Expert, folders: Iterable[Path], base: Base) -> Expert:
     """The expert with adapters on it; what they hold whole (modules_to_save) takes the place of its own tensors."""
     zeros = {key: np.broadcast_to(np.float32(0), view.shape) for key, view in base.items()}
+    zeros |= {EMBEDDING: base[EMBEDDING]} if EMBEDDING in base else {}  # which an adapter's own may untie
     for folder in folders:
         try:
             filled = with_saved_modules(folder, nest(zeros))

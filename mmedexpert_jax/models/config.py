@@ -227,9 +227,10 @@ class ModelConfig:
         said = Keys(generation or {}, "generation_config.json")
         own = own_file(family)
         eos = _token_ids(said, keys, text) or (getattr(own, "EOS", 151645),)
+        first = 151643 if text.values.get("model_type") == "qwen2" else getattr(own, "BOS", 151643)
         bos, pad = (
             next((ids.integer(key, None, 0) for ids in (said, keys, text) if ids.values.get(key) is not None), default)
-            for key, default in (("bos_token_id", getattr(own, "BOS", 151643)), ("pad_token_id", eos[-1]))
+            for key, default in (("bos_token_id", first), ("pad_token_id", eos[-1]))
         )
         decoder = own.read_text(text) if own else _text_config(text)
         tower = own.read_vision(vision) if own else _vision_config(family, vision)

@@ -22,10 +22,6 @@ from mmedexpert_jax.models.layers import GatedMLP, RMSNorm, abstract_param, plac
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.gemma3_prompts import GEMMA3_TEMPLATE, GemmaProcessor, NoPictures, SoftTokens
 from mmedexpert_jax.processing.processor import (
-    IMAGES,
-    TEMPLATES,
-    TOKENIZERS,
-    first_with,
     load_tokenizer,
     read_image_settings,
 )
@@ -169,11 +165,11 @@ def open_processor(places: Sequence[Path], config: ModelConfig, chosen: Mapping[
     Of what a job chose (load.chosen) it takes `pan_and_scan`. Raises DataError.
     """
     vision = config.vision
-    tokenizer = load_tokenizer(first_with(places, *TOKENIZERS))
-    template = find_template(first_with(places, *TEMPLATES), tokenizer, GEMMA3_TEMPLATE)
+    tokenizer = load_tokenizer(places)
+    template = find_template(places, GEMMA3_TEMPLATE)
     if not vision.depth:
         return GemmaProcessor(tokenizer, NoPictures(), template, config.family)
-    settings = read_image_settings(first_with(places, *IMAGES))
+    settings = read_image_settings(places)
     pictures = SoftTokens.from_hf(
         settings, vision.image_size, vision.patch_size, vision.merge_size, chosen["pan_and_scan"]
     )

@@ -109,8 +109,9 @@ vLLM serves the directory as it stands: `vllm serve <this directory>`.
 """
 
 
-def adapter_card(base: str, rank: int, about: str = "") -> str:
-    """The card of a peft adapter of `rank` over `base`."""
+def adapter_card(base: str, rank: int, about: str = "", sees: bool = True) -> str:
+    """The card of a peft adapter of `rank` over `base`, a model that sees or one of text alone."""
+    loader = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
     front = ["library_name: peft", "tags: [mmedexpert-jax, medical, lora]"]
     if name := on_the_hub(base):
         front.append(f"base_model: {json.dumps(name)}")
@@ -127,9 +128,9 @@ For research only: nothing here is for clinical use.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
+from transformers import {loader}
 
-base = AutoModelForImageTextToText.from_pretrained({json.dumps(base)}, dtype="auto")
+base = {loader}.from_pretrained({json.dumps(base)}, dtype="auto")
 model = PeftModel.from_pretrained(base, "this directory")
 ```
 """

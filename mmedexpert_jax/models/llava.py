@@ -24,12 +24,8 @@ from mmedexpert_jax.models.vit import VisionTransformer, read_vit, write_vit
 from mmedexpert_jax.processing.chat_template import find_template
 from mmedexpert_jax.processing.llava_templates import usual
 from mmedexpert_jax.processing.processor import (
-    IMAGES,
-    TEMPLATES,
-    TOKENIZERS,
     Marks,
     Processor,
-    first_with,
     load_tokenizer,
     read_image_settings,
 )
@@ -37,7 +33,7 @@ from mmedexpert_jax.processing.squares import SquareConfig
 
 TOKENS = {"image_token_id": ("image_token_index", 32000)}  # as in models/config.py
 hub_name = vit.hub_name  # of a tensor in the hub's files
-EOS = 2  # Llama's and Mistral's, where no file says one
+BOS, EOS = 1, 2  # Llama's and Mistral's, where no file says one
 
 
 @dataclass(frozen=True)
@@ -209,18 +205,18 @@ def open_processor(places: Sequence[Path], config: ModelConfig, chosen: Mapping[
     """
     vision, kind, checkpoint, tower = config.vision, config.text.kind, places[-1], chosen["vision_tower"]
     square = vision.image_size, vision.patch_size
-    if llava_original.is_original(checkpoint):
+    if original := llava_original.is_original(checkpoint):
         tokenizer, image, template = llava_original.tokenizer_of(checkpoint, config.text.vocab_size, kind)
         settings, pad = llava_original.image_settings(checkpoint, config, tower)
         images = SquareConfig.from_hf(settings, *square, pad)
     else:
-        tokenizer = load_tokenizer(first_with(places, *TOKENIZERS))
+        tokenizer = load_tokenizer(places)
         image = tokenizer.convert_ids_to_tokens(config.image_token_id)
         template = usual(kind, tokenizer.get_vocab()).replace("<image>", str(image))
-        images = SquareConfig.from_hf(read_image_settings(first_with(places, *IMAGES)), *square)
+        images = SquareConfig.from_hf(read_image_settings(places), *square)
     if image is None:
         raise DataError(f"{checkpoint}: the tokenizer has no token {config.image_token_id} (image_token_index)")
-    template = find_template(first_with(places, *TEMPLATES), tokenizer, template)
+    template = find_template(places, template, tokenizers=not original)
     marks = Marks(image, _end(tokenizer, config, template), (image,))
     settings = {
         "image_token": image,

@@ -152,7 +152,7 @@ def tokenizer_of(directory: Path, vocab_size: int, kind: str) -> tuple[Any, str,
 
     Their code cuts a prompt at its images and encodes the pieces one by one, so that each begins as a text does.
     """
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer([directory])
     tokenizer.chat_template = None  # that of the decoder by itself, which knows no images
     backend = tokenizer.backend_tokenizer
     if isinstance(cut := backend.pre_tokenizer, pre_tokenizers.Metaspace) and cut.prepend_scheme == "first":
@@ -180,7 +180,7 @@ def _image_token(tokenizer: Any, vocab_size: int) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _image_token_id(directory: Path, vocab_size: int) -> int:
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer([directory])
     return tokenizer.convert_tokens_to_ids(_image_token(tokenizer, vocab_size))
 
 

@@ -155,7 +155,10 @@ def check_files(src: str | Path) -> None:
             return
         folder = locate(base)
     config = read_config(folder)
-    shapes = {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in _tensors(folder, config).items()}
+    tensors = _tensors(folder, config)
+    shapes: dict[str, Any] = {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in tensors.items()}
+    if over and config.tie_word_embeddings and _reader(folder) is None:  # an adapter's own may untie it
+        shapes[lora_module.EMBEDDING] = tensors[lora_module.EMBEDDING].read(())  # a view of the file
     params = nest(shapes)
     for adapter in over[::-1]:
         params = lora_module.with_saved_modules(adapter, params)

@@ -18,6 +18,8 @@ CHOSEN: dict[str, Any] = {
     **{"quantize": "none", "pan_and_scan": False},
 }
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+# of a training's repository, and other formats of the same weights
+_HUB_OTHERS = ["checkpoint-*/*", "global_step*/*", "original/*", "consolidated*", "*.fp16.safetensors"]
 
 
 def trace(src: str | Path, base: str = "") -> tuple[Path, list[Path]]:
@@ -105,4 +107,4 @@ def locate(src: str | Path) -> Path:
         raise DataError(
             f"{path}: no such model directory; give a directory, a hub id (owner/name), mini, smollm2 or random:<size>"
         )
-    return hub.snapshot(str(src), _HUB_FILES)
+    return hub.snapshot(str(src), _HUB_FILES, _HUB_OTHERS)

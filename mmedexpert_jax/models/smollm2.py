@@ -8,6 +8,7 @@ tower is the embedded model's, trained on its generated pictures, but for the la
 import functools
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,15 @@ def find() -> Path:
 
 
 def file_in(directory: Path) -> Path | None:
-    """The GGUF file that is read of a folder; None beside a config.json, whose safetensors are then the model."""
-    return None if (directory / "config.json").is_file() else next(directory.glob("*.gguf"), None)
+    """The GGUF file of the package's folder; None of a folder without one, and beside a config.json, whose safetensors
+    are then the model. Raises DataError for any other GGUF."""
+    file = None if (directory / "config.json").is_file() else next(directory.glob("*.gguf"), None)
+    if file is None:
+        return None
+    with suppress(ConfigError):
+        if directory.resolve() == find().parent.resolve():
+            return file
+    raise DataError(f"{file}: GGUF is not read; take the 16-bit safetensors that it was made of")
 
 
 def read_config(file: Path, tower: Path) -> ModelConfig:

@@ -195,6 +195,11 @@ def _equal(left: Stored, right: Stored | None) -> bool:
 
 
 def _check(directory: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+    if empty := [name for name, shape in found.items() if shape == (0,)]:
+        raise DataError(
+            f"{directory}: {border.listing(empty, 2)} are empty, as DeepSpeed's ZeRO-3 leaves them: "
+            "write whole ones by the zero_to_fp32.py of that checkpoint (--safe_serialization)"
+        )
     problems = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],

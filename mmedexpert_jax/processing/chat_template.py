@@ -1,5 +1,6 @@
 """The chat template of a checkpoint, and Qwen2-VL's for those that bring none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,28 @@ def syntax_fault(template: str) -> str:
     return ""
 
 
-def find_template(directory: Path, tokenizer: Any, usual: str = QWEN2_VL_TEMPLATE) -> str:
-    """A checkpoint's own chat template, in the order of transformers' processors; the `usual` where there is none."""
-    if (file := directory / "chat_template.jinja").is_file():
-        if not (text := border.read_text(file)).strip():
-            raise DataError(f"{file}: is empty; copy it from the base")
-        return text
-    if (file := directory / "chat_template.json").is_file():
-        found = border.read_json(file)
-        if not isinstance(found, dict) or not isinstance(found.get("chat_template"), str):
-            raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base")
-        return found["chat_template"]
-    try:
-        found = tokenizer.get_chat_template() if tokenizer.chat_template else usual
-    except ValueError:  # several by name, and none called default
-        found = None
-    if not isinstance(found, str):
-        file = directory / "tokenizer_config.json"
-        raise DataError(f"{file}: chat_template is no text and holds none called default; copy the base model's")
-    return found
+def find_template(places: Sequence[Path], usual: str = QWEN2_VL_TEMPLATE, tokenizers: bool = True) -> str:
+    """The chat template of the first folder that has one, in the order of transformers' processors within each; the
+    `usual` where none has. That of a tokenizer_config.json counts where `tokenizers` know of images. Raises DataError.
+    """
+    for place in places:
+        if (file := place / "chat_template.jinja").is_file():
+            if not (text := border.read_text(file)).strip():
+                raise DataError(f"{file}: is empty; copy it from the base")
+            return text
+        if (file := place / "chat_template.json").is_file():
+            found = border.read_json(file)
+            if not isinstance(found, dict) or not isinstance(found.get("chat_template"), str):
+                raise DataError(f"{file}: not a JSON object with the key chat_template; copy it from the base")
+            return found["chat_template"]
+        file = place / "tokenizer_config.json"
+        settings = border.read_json(file, dict[str, Any]) if tokenizers and file.is_file() else {}
+        if found := settings.get("chat_template"):
+            if isinstance(found, list):  # several by name
+                found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
+            if not isinstance(found, str):
+                raise DataError(
+                    f"{file}: chat_template is no text and holds none called default; copy the base model's"
+                )
+            return found
+    return usual

@@ -155,8 +155,9 @@ def decode(
 
     The EXIF orientation is applied. Transparency is composited on white, as transformers' `convert_to_rgb` does
     (its `load_image`, used for paths, drops alpha instead and shows whatever colour hides under it). 16-bit grey is
-    scaled by its full range; one whose values lie within a quarter of it is refused without a window, as one grey
-    (Pillow and so transformers clip it at 255). Floats are read as 0..1 when none exceeds 1, else as 0..255.
+    scaled by its full range; one whose values lie within its lowest quarter, or nearly all within a sixteenth, is
+    refused without a window, as one grey (Pillow and so transformers clip it at 255). Floats are read as 0..1 when none
+    exceeds 1, else as 0..255.
     DICOM: `processing.medical`, NIfTI: `processing.nifti`.
 
     Args:
@@ -412,26 +413,45 @@ def _coarse(image: Image.Image) -> bool:
 
 
 def _check_coarse(image: Image.Image, name: str) -> None:
-    """Raises DataError where colours of 16 bits hold values of 12 at most, whose upper 8 are nearly black."""
-    brightest = int(np.asarray(image.convert("RGB")).max())
-    if 0 < brightest < 16:
-        raise DataError(f"{name}: a 16-bit colour image with values of 12 bits at most; save it with 8 bits a channel")
+    """Raises DataError where colours of 16 bits hold 14 at most, or nearly all of them 12, whose upper 8 are nearly
+    black; a few bright spots on a dark ground are shown."""
+    levels = np.bincount(np.asarray(image.convert("RGB")).ravel())
+    brightest, usual = len(levels) - 1, _percentile(levels, 99)
+    drawn = np.count_nonzero(levels[: usual + 1]) < 8
+    if 0 < brightest < 16 or (not drawn and (brightest < 64 or usual < 16)):
+        bits = 12 if usual < 16 else 14
+        raise DataError(
+            f"{name}: a 16-bit colour image with values of {bits} bits at most; save it with 8 bits a channel"
+        )
+
+
+def _percentile(counts: np.ndarray, percent: int) -> int:
+    """The level up to which so much of a picture lies; `counts`: of its pixels by level."""
+    return int(np.searchsorted(counts.cumsum(), percent / 100 * counts.sum()))
 
 
 def _check_grey(values: np.ndarray, name: str) -> None:
-    """Raises DataError where grey values of 16 bits hold 12, as scanners write and shift them: by the full range they
-    are one grey, and which part of it matters only the owner knows.
+    """Raises DataError where grey values of 16 bits hold 14 at most, or nearly all of them 12, as scanners write and
+    shift them: by the full range they are nearly one grey, and which part of it matters only the owner knows.
 
-    The brightest and the darkest level may be a burnt-in letter's and a border's. A few levels are a mask or a drawing,
-    8 bits at most a blank, and multiples of 257 a picture of 8 bits, which are shown as they are.
+    The brightest and the darkest level may be a burnt-in letter's and a border's, and a hundredth of dark pixels its
+    edges. A few levels are a mask or a drawing, 8 bits at most a blank, and multiples of 257 or 256 a picture of 8
+    bits, which are shown as they are.
     """
-    levels = np.flatnonzero(np.bincount(values.ravel().astype(np.int64)))
-    highest, inner = levels[-1], levels[1:-1]
-    narrow = len(levels) > DRAWN and inner[-1] - inner[0] < 4096 and bool((levels % 257).any())
+    counts = np.bincount(values.ravel().astype(np.int64))
+    levels = np.flatnonzero(counts)
+    highest, inner, usual = levels[-1], levels[1:-1], _percentile(counts, 99)
+    ranges = [  # of which one that is narrow is told
+        (levels[0], highest, highest < 16384),
+        (inner[0], inner[-1], inner[-1] - inner[0] < 4096) if len(inner) else (0, 0, False),
+        (levels[0], usual, usual < 4096 and np.count_nonzero(levels <= usual) > DRAWN),
+    ]
+    graded = len(levels) > DRAWN and bool((levels % 257).any() and (levels % 256).any())
+    narrow = [(low, high) for low, high, found in ranges if found] if graded else []
     if highest > 255 and (highest < 4096 or narrow):
-        low, high = (inner[0], inner[-1]) if narrow else (levels[0], highest)
+        low, high = min(narrow, key=lambda ends: ends[1] - ends[0], default=(levels[0], highest))
         raise DataError(
-            f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only (12 bits); give it a "
+            f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only (12 to 14 bits); give it a "
             '"window": [centre, width], or "range" for darkest to brightest, or "full" to scale by 65535'
         )
 

@@ -12,6 +12,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,10 @@ _LOOK = (  # what turns a frame's numbers into grey, where functional groups may
     "VOILUTFunction",
 )
 _VOI = _LOOK[3:]
+_DECIMALS = (  # numbers that are written out
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "PixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+)
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
@@ -104,6 +109,7 @@ def _placed(content: bytes, name: str) -> list[tuple[Any, int]]:
     datasets = list(dicom_datasets(content, name))
     for dataset in datasets:
         _check_dicom(dataset, name)
+        _lower(dataset)
     datasets = _in_order(datasets, name) if len(datasets) > 1 else datasets
     return [(dataset, place) for dataset in datasets for place in range(_frames(dataset))]
 
@@ -120,6 +126,24 @@ def _check_dicom(dataset: Any, name: str) -> None:
         raise DataError(
             f"{name}: NumberOfFrames is {frames} in its header, of {max(held):,} bytes of pixels; correct it"
         )
+
+
+def _lower(dataset: Any) -> None:
+    """Shifts values in the upper bits (HighBit), as older scanners stored them, to the lower ones, where pydicom looks.
+
+    What fits into BitsStored is there already, whatever the header says.
+    """
+    bits, stored, high = (int(dataset.get(key) or 0) for key in ("BitsAllocated", "BitsStored", "HighBit"))
+    shift, signed = high + 1 - stored, int(dataset.get("PixelRepresentation") or 0)
+    packed = dataset.file_meta.TransferSyntaxUID.is_compressed or "PixelData" not in dataset
+    if not 0 < shift <= bits - stored or bits not in (8, 16, 32) or packed:
+        return
+    order = "<" if dataset.original_encoding[1] else ">"
+    values = np.frombuffer(dataset.PixelData, f"{order}{'ui'[signed]}{bits // 8}")
+    low, high = -(2 ** (stored - 1)) * signed, 2 ** (stored - signed) - 1
+    if values.min() < low or values.max() > high:
+        dataset.PixelData = (values >> shift).astype(values.dtype).tobytes()
+    dataset.HighBit = stored - 1
 
 
 def _frames(dataset: Any) -> int:
@@ -179,6 +203,11 @@ def read_dicom(content: bytes, name: str) -> Any:
                 dataset.file_meta = pydicom.dataset.FileMetaDataset()
             explicit = "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2"
             dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2" if implicit else explicit
+        for key in (key for key in _DECIMALS if key in dataset):
+            text = getattr(dataset.get_item(key), "value", None)  # as it stands in the file
+            if isinstance(text, bytes) and b"," in text:  # of programs under German or French settings
+                with suppress(ValueError):
+                    setattr(dataset, key, text.decode("ascii", "replace").replace(",", ".").split("\\"))
         return dataset
     except Exception as error:  # pydicom raises nearly anything on a broken file
         raise DataError(f"{name}: not a DICOM file that can be read ({one_line(error)})") from None
@@ -191,43 +220,94 @@ def series(folder: Path, name: str) -> list[Path]:
     Raises:
         DataError: no DICOM file, several series, or one that cannot be read.
     """
-    found: list[tuple[float, int, Path]] = []
-    ids = set()
+    found, _ = by_series(folder, name)
+    if not found:
+        raise DataError(f"{name}: a folder without DICOM pictures; give the folder of one series, or a file")
+    if len(found) > 1:
+        raise DataError(f"{name}: {len(found)} series in one folder; put each into a folder of its own")
+    return found[0]
+
+
+@quiet
+def by_series(folder: Path, name: str) -> tuple[list[list[Path]], list[Path]]:
+    """The DICOM files of a folder: those of each series as `series` orders them, and the others, without a
+    picture of their own.
+
+    Raises DataError for one that cannot be read.
+    """
+    held, files, rest = list[_Member](), list[Path](), list[Path]()
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         with file.open("rb") as head:
             if not _is_dicom(head.read(HEAD)):
                 continue
         dataset = read_dicom(file.read_bytes(), f"{name}/{file.name}")
-        if "PixelData" not in dataset:
-            continue
-        ids.add(str(dataset.get("SeriesInstanceUID", "")))
-        found.append((*_order(dataset), file))
-    if not found:
-        raise DataError(f"{name}: a folder without DICOM pictures; give the folder of one series, or a file")
-    if len(ids) > 1:
-        raise DataError(f"{name}: {len(ids)} series in one folder; put each into a folder of its own")
-    return [file for _, _, file in sorted(found)]
+        if "PixelData" in dataset:
+            held.append(_Member.of(dataset, file.name))
+            files.append(file)
+        elif not any(key in dataset for key in _PIXELS):
+            rest.append(file)
+    groups = _by_series(held)
+    copies = {*range(len(held))} - {place for places in groups for place in places}
+    return [[files[place] for place in places] for places in groups], rest + [files[place] for place in copies]
 
 
 def _in_order(datasets: Sequence[Any], name: str) -> list[Any]:
     """The files of one series by their places. Raises DataError where there are several series."""
-    ids = {str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}
-    if len(ids) > 1:
-        raise DataError(f"{name}: {len(ids)} series in one zip; give each a zip of its own")
-    return sorted(datasets, key=_order)
+    found = _by_series([_Member.of(dataset, str(number)) for number, dataset in enumerate(datasets)])
+    if len(found) > 1:
+        raise DataError(f"{name}: {len(found)} series in one zip; give each a zip of its own")
+    return [datasets[place] for place in found[0]]
 
 
-def _order(dataset: Any) -> tuple[float, int]:
-    return _along_normal(dataset), int(dataset.get("InstanceNumber") or 0)
+@dataclass(frozen=True)
+class _Member:
+    """The part of a file's header that says what series it is of, and where it stands there."""
+
+    uid: str  # of the series; "" where an anonymiser left none
+    kind: Any  # what the files of a series without one have in common
+    picture: tuple[Any, ...]  # the same of two copies of a file
+    axes: np.ndarray  # [2, 3] along a row and a column; zeros where the header does not say it
+    place: tuple[float, int]  # along their normal in mm, likewise 0, and the number in the series
+
+    @classmethod
+    def of(cls, dataset: Any, name: str) -> "_Member":
+        """Of a file with a picture."""
+        axes, along = np.zeros((2, 3)), 0.0
+        with suppress(AttributeError, TypeError, ValueError):
+            axes = np.array([float(x) for x in dataset.ImageOrientationPatient]).reshape(2, 3)
+            along = float(np.cross(*axes) @ np.array([float(x) for x in dataset.ImagePositionPatient]))
+        place = along, int(dataset.get("InstanceNumber") or 0)
+        uid, own = (str(dataset.get(key) or "").strip() for key in ("SeriesInstanceUID", "SOPInstanceUID"))
+        kind = dataset.get("Modality"), dataset.get("Rows"), dataset.get("Columns")
+        return cls(uid, kind, (own or name, *place, hash(dataset.PixelData)), axes, place)
 
 
-def _along_normal(dataset: Any) -> float:
-    """Place of a slice along its normal in mm; 0 where the header does not say it."""
-    try:
-        axes = np.array([float(x) for x in dataset.ImageOrientationPatient]).reshape(2, 3)
-        return float(np.cross(*axes) @ np.array([float(x) for x in dataset.ImagePositionPatient]))
-    except (AttributeError, TypeError, ValueError):
-        return 0.0
+def _by_series(held: Sequence[_Member]) -> list[list[int]]:
+    """The places of each series' files: one stack of slices after the other, by their numbers, each slice along the
+    normal, and each picture once.
+
+    Files without a series are one where they are of one stack and no two at one place; else each is one by itself, as
+    the X-rays of many patients in a folder.
+    """
+    stacks: dict[Any, list[np.ndarray]] = {}
+    found: dict[Any, list[tuple[int, tuple[float, int], int]]] = {}
+    seen = set()
+    for number in sorted(range(len(held)), key=lambda number: held[number].place[1]):
+        one = held[number]
+        series = one.uid or one.kind
+        if (series, one.picture) in seen:
+            continue
+        seen.add((series, one.picture))
+        known = stacks.setdefault(series, [])
+        stack = next((n for n, axes in enumerate(known) if np.abs(axes - one.axes).max() < 1e-3), len(known))
+        known += [one.axes] if stack == len(known) else []
+        found.setdefault((series, 0 if one.uid else stack), []).append((stack, one.place, number))
+    groups = []
+    for (series, _), files in found.items():
+        alone = series not in {held[number].uid for *_, number in files} and len({p for _, p, _ in files}) < len(files)
+        numbers = [number for *_, number in sorted(files)]
+        groups += [[number] for number in numbers] if alone else [numbers]
+    return groups
 
 
 @quiet
@@ -265,7 +345,7 @@ def _dicom_window(dataset: Any, place: int, name: str, view: View) -> tuple[floa
         return centre, width
     stored = _stored(dataset, place, name)
     extent = _extent(stored[~_is_padding(stored, dataset)], stored, look)
-    return settled(view.window or "range", extent, _full(look))
+    return settled(view.window or "range", extent, _ends(look))
 
 
 def _stored(dataset: Any, place: int, name: str) -> np.ndarray:
@@ -306,7 +386,10 @@ def _is_padding(values: np.ndarray, dataset: Any) -> np.ndarray:
     if value is None:
         return np.zeros(values.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((value, value if limit is None else limit))
+    bits, signed = int(dataset.get("BitsAllocated") or 16), int(dataset.get("PixelRepresentation") or 0)
+    ends = [int(value), int(value if limit is None else limit)]
+    # scanners write a negative value as if it had no sign
+    low, high = sorted(end - 2**bits if signed and end >= 2 ** (bits - 1) else end for end in ends)
     return (values >= low) & (values <= high)
 
 
@@ -328,7 +411,7 @@ def _levels(
     if view.window is not None:
         # Hounsfield units are CT's alone; PET, MR and X-ray rescale to units of their own
         hounsfield = dataset.get("Modality") == "CT" and "RescaleSlope" in look
-        levels = windowed(units.astype(np.float64), view.window, extent, _full(look), name, hounsfield)
+        levels = windowed(units.astype(np.float64), view.window, extent, _ends(look), name, hounsfield)
     elif _has_lut(look):
         levels = grey(_looked_up(units, look.VOILUTSequence[0], look.original_encoding[1] is not False))
     else:
@@ -387,7 +470,7 @@ def _look(dataset: Any, place: int, name: str) -> Any:
 def _check_window(look: Any, name: str) -> None:
     """Raises DataError where the first window lies outside all values that the bits can hold: one grey for all."""
     centre, width = (float(np.ravel(look[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
-    ends = sorted(_full(look))
+    ends = _ends(look)
     if not (centre + width / 2 > ends[0] and centre - width / 2 < ends[1]):
         raise DataError(
             f"{name}: WindowCenter is {centre:g} and WindowWidth {width:g} in its header, outside its values from "
@@ -410,8 +493,14 @@ def _has_window(look: Any) -> bool:
     return width > 1 if linear else width > 0
 
 
+def _ends(look: Any) -> tuple[float, float]:
+    """Lowest and highest value after the modality LUT that the bit depth allows."""
+    low, high = sorted(_full(look))
+    return low, high
+
+
 def _full(look: Any) -> tuple[float, float]:
-    """Lowest and highest value after the modality LUT that the bit depth allows; pydicom's windows end there."""
+    """The values of the lowest and the highest bits after the modality LUT, at which pydicom's windows end."""
     bits, signed = int(look.BitsStored), int(look.PixelRepresentation)
     low, high = -(2.0 ** (bits - 1)) * signed, 2.0 ** (bits - signed) - 1
     if "ModalityLUTSequence" in look:

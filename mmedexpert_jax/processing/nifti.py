@@ -1,7 +1,8 @@
 """NIfTI volumes as 8-bit pictures: only voxels leave this module, never a header (extra `medical`).
 
 The closest canonical orientation, shown as `volumes.section` says; window from cal_min and cal_max, else the volume's
-0.5 to 99.5 percentiles; the range is the volume's too; the first volume of a series.
+0.5 to 99.5 percentiles, of a map of labels all of its range; the range is the volume's too; the first volume of a
+series.
 """
 
 import gzip
@@ -21,6 +22,7 @@ from mmedexpert_jax.processing.windows import PLANES, Frames, View, between, gre
 
 MAX_BYTES = 2**31  # of an unpacked volume
 PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
+LABELS = 32  # values up to which a volume is a map of labels
 _HEADER = 1024  # bytes that hold either NIfTI header
 
 
@@ -112,11 +114,16 @@ class Volume:
 
     @cached_property
     def limits(self) -> tuple[float, float]:
-        """Darkest and brightest value by the header, else by the percentiles."""
+        """Darkest and brightest value by the header, where that leaves more than black and white, else by the
+        percentiles; of a few labels, or where these are one, all of its range."""
         low, high = float(self.header["cal_min"]), float(self.header["cal_max"])
-        if not high > low or not math.isfinite(high - low):
-            low, high = (float(value) for value in np.percentile(self.values, PERCENTILES))
-        return low, high
+        if math.isfinite(high - low) and high > low:
+            whole = low <= self.extent[0] and self.extent[1] <= high
+            if whole or bool(((self.values > low) & (self.values < high)).any()):
+                return low, high
+        some = self.values.ravel()[:: max(1, self.values.size >> 17)]
+        low, high = (float(value) for value in np.percentile(self.values, PERCENTILES))
+        return (low, high) if high > low and len(np.unique(some)) > LABELS else self.extent
 
 
 def _values(content: bytes, axes: np.ndarray, name: str) -> np.ndarray:

@@ -44,7 +44,7 @@ CLASSES = {
 # Files of a folder, any of which says that it has a tokenizer, image settings or a chat template of its own
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 IMAGES = ("preprocessor_config.json", "processor_config.json")
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class Processor:
             ConfigError: `max_pixels` is too low.
         """
         places = [*map(Path, over), Path(path)]
-        tokenizer = load_tokenizer(first_with(places, *TOKENIZERS))
-        settings = read_image_settings(first_with(places, *IMAGES))
-        template = find_template(first_with(places, *TEMPLATES), tokenizer)
+        tokenizer = load_tokenizer(places)
+        settings = read_image_settings(places)
+        template = find_template(places)
         try:
             images = ImageConfig.from_hf(settings, max_pixels)
         except ConfigError as error:
@@ -441,16 +441,14 @@ def _joined(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"content": "".join(part["text"] for part in parts)}
 
 
-def first_with(places: Sequence[Path], *names: str) -> Path:
-    """The first folder with a file of one of the names; the last one where none has."""
-    return next((place for place in places if any((place / name).is_file() for name in names)), places[-1])
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """tokenizer.json as it stands; vocab.json and merges.txt, or tokenizer.model, through AutoTokenizer.
+def load_tokenizer(places: Sequence[Path]) -> Any:
+    """Of the first folder that has one, else of the last: tokenizer.json as it stands; vocab.json and merges.txt, or
+    tokenizer.model, through AutoTokenizer.
 
     Raises DataError.
     """
+    own = (place for place in places if any((place / name).is_file() for name in TOKENIZERS))
+    directory = next(own, places[-1])
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory to load a tokenizer from")
     has_file = (directory / "tokenizer.json").is_file()
@@ -471,19 +469,24 @@ def load_tokenizer(directory: Path) -> Any:
         raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
 
 
-def read_image_settings(directory: Path) -> Mapping[str, Any]:
-    """The image processor's settings, of the whole processor's file or of one of their own, in transformers' order.
+def read_image_settings(places: Sequence[Path]) -> Mapping[str, Any]:
+    """The image processor's settings of the first folder that has them, in the whole processor's file or in one of
+    their own, in transformers' order.
 
     Raises DataError.
     """
-    whole, own = (directory / name for name in ("processor_config.json", "preprocessor_config.json"))
-    for file in (file for file in (whole, own) if file.is_file()):
-        try:
-            settings = border.read_json(file, dict[str, Any])
-            if file == own:
-                return settings
-            if "image_processor" in settings or not own.is_file():  # a file of transformers 4 leaves them to the other
-                return border.check(settings.get("image_processor"), dict[str, Any], "image_processor")
-        except DataError:
-            raise DataError(f"{file}: not a JSON object of image processor settings; copy it from the base") from None
-    raise DataError(f"{directory}: no preprocessor_config.json; copy the one of the base model there")
+    for place in places:
+        whole, own = place / "processor_config.json", place / "preprocessor_config.json"
+        last = place == places[-1] and not own.is_file()
+        for file in filter(Path.is_file, (whole, own)):
+            try:
+                settings = border.read_json(file, dict[str, Any])
+                if file == own:
+                    return settings
+                if "image_processor" in settings or last:  # a file of transformers 4 leaves them to the other
+                    return border.check(settings.get("image_processor"), dict[str, Any], "image_processor")
+            except DataError:
+                raise DataError(
+                    f"{file}: not a JSON object of image processor settings; copy it from the base"
+                ) from None
+    raise DataError(f"{places[-1]}: no preprocessor_config.json; copy the one of the base model there")

@@ -467,6 +467,27 @@ def test_a_table_keeps_all_pictures_of_a_row_and_no_empty_cells_or_line_ends_of_
     assert (case.question, case.options) == ("Na 140\nK 4\nWhich?", ("x", "y\nz")) and len(case.images) == 2
 
 
+def test_what_lies_beside_a_series_is_a_row_or_is_told(tmp_path):
+    """Of a patient's disc, of a converter's output beside its source, and of a viewer's export of two series."""
+    pydicom, nibabel = pytest.importorskip("pydicom"), pytest.importorskip("nibabel")
+    source = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for folder, series in (("disc/SE1", "1"), ("flat", "2"), ("flat", "3")):
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        for k in range(2):
+            source.SeriesInstanceUID, source.SOPInstanceUID = f"1.{series}", f"1.{series}.{k}"
+            source.ImagePositionPatient = [0, 0, float(k)]
+            source.save_as(tmp_path / "in" / folder / f"{series}{k}.dcm")
+    volume = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_bytes()
+    (tmp_path / "in" / "disc" / "SE1" / "T1.nii").write_bytes(volume)
+    del source.PixelData
+    source.save_as(tmp_path / "in" / "disc" / "DICOMDIR")
+    made = own.convert(tmp_path / "in", tmp_path / "out")
+    rows = [json.loads(line)["id"] for line in made.file.read_text().splitlines()]
+    assert rows == ["disc/SE1", "disc/SE1/T1.nii", "flat/20.dcm", "flat/21.dcm", "flat/30.dcm", "flat/31.dcm"]
+    assert made.notes[1] == "1 other files were left out: disc/DICOMDIR"
+    assert made.notes[2].startswith(f"{tmp_path / 'in' / 'flat'}: several series in a folder, each file a row")
+
+
 def test_a_folder_of_pictures_is_whole_and_what_is_left_out_is_told(tmp_path):
     (tmp_path / "in").mkdir()
     for form in ("WEBP", "BMP", "PNG"):

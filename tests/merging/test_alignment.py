@@ -131,16 +131,20 @@ def test_an_adapter_stands_on_the_base_that_it_is_given(tmp_path):
 
 
 def test_what_an_adapter_holds_whole_takes_the_place_of_the_base_s(tmp_path):
-    """peft's modules_to_save: an embedding that was trained beside the factors."""
+    """peft's modules_to_save, with ensure_weight_tying: an embedding and its tied head, trained beside the factors."""
     base = save(tmp_path / "base", drawn(0))
     adapters.save_peft(tmp_path / "A", pair(0), str(base))
     file, whole = tmp_path / "A" / "adapter_model.safetensors", drawn(7)[EMBEDDING]
-    save_file(load_file(file) | {f"base_model.model.{EMBEDDING}": whole}, file)
+    both = {f"base_model.model.{name}": whole for name in (EMBEDDING, "lm_head.weight")}
+    save_file(load_file(file) | both, file)
     product = 2 * pair(0).factors[UP.removesuffix(".weight")]["b"] @ pair(0).factors[UP.removesuffix(".weight")]["a"]
     found, _ = merged(tmp_path, base, tmp_path / "A")
     np.testing.assert_allclose(found[EMBEDDING], whole, atol=1e-6)
     np.testing.assert_allclose(found[UP], drawn(0)[UP] + product, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found[VISION], drawn(0)[VISION])
+    save_file(load_file(file) | {f"base_model.model.{EMBEDDING}": 2 * whole}, file)
+    with pytest.raises(DataError, match=r"expert X: .*the base ties the two"):
+        merged(tmp_path, base, tmp_path / "A")
     save_file(load_file(file) | {f"base_model.model.{EMBEDDING}": np.ones((8, 4), F32)}, file)
     with pytest.raises(DataError, match=r"expert X: .*its rows were resized, merge it with peft"):
         merged(tmp_path, base, tmp_path / "A")

@@ -20,6 +20,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 import mmedexpert_jax as mx
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+from mmedexpert_jax.models.config import ModelConfig
 from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.models.tree import flatten, stack
 from mmedexpert_jax.processing.llava_templates import VICUNA
@@ -256,3 +257,9 @@ def test_logits_on_eight_devices_equal_one_devices(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
     assert done.stdout == "ok\n", done.stderr
+
+
+def test_a_decoder_whose_files_name_no_first_token_has_its_own_kinds():
+    for kind, expected in (("llama", 1), ("mistral", 1), ("qwen2", 151643)):
+        content = {"model_type": "llava", "text_config": {"model_type": kind}, "image_token_index": 9}
+        assert ModelConfig.from_hf(content).bos_token_id == expected

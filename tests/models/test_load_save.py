@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora
@@ -21,7 +22,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model, load_processor, random, save_pretrained
 from mmedexpert_jax.models.config import PUBLISHED, ModelConfig, TextConfig, VisionConfig
 from mmedexpert_jax.models.hub_card import adapter_card, training_of
-from mmedexpert_jax.models.load import chosen
+from mmedexpert_jax.models.load import chosen, load_architecture
 from mmedexpert_jax.models.locate import MINI, origin
 from mmedexpert_jax.models.random import random_tensors
 from mmedexpert_jax.models.save import check_repository
@@ -280,6 +281,32 @@ def test_a_gguf_file_beside_a_checkpoint_is_not_the_model(broken, checkpoint):
     assert same(load_model(directory)[1], checkpoint("qwen2_tied").params)
 
 
+def test_a_folder_with_another_gguf_is_refused(tmp_path):
+    (tmp_path / "Llama-3-Q4_K_M.gguf").write_bytes(b"GGUF")
+    for load in (load_model, load_processor):
+        with pytest.raises(DataError, match="GGUF is not read; take the 16-bit safetensors"):
+            load(tmp_path)
+
+
+def test_a_hub_id_brings_the_model_and_no_other_weights_of_its_repository(checkpoint, monkeypatch):
+    asked = {}
+    folder = checkpoint("qwen2_tied").directory
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how) or str(folder))
+    load_architecture("owner/name")
+    names = ["config.json", "model-00001-of-00002.safetensors", "checkpoint-500/model.safetensors"]
+    names += ["original/model.safetensors", "consolidated.safetensors", "global_step_100/actor/model.safetensors"]
+    how = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects(names, **how)) == names[:2]
+
+
+def test_tensors_that_zero3_left_empty_are_told(broken):
+    directory = broken()
+    file = directory / "model.safetensors"
+    save_file({name: np.zeros(0, np.float32) for name in load_file(file)}, file)
+    with pytest.raises(DataError, match=r"are empty, as DeepSpeed's ZeRO-3 .*zero_to_fp32\.py"):
+        load_model(directory)
+
+
 def test_weights_under_another_name_are_named(broken):
     directory, file = broken(), "model.safetensors"
     for name, fix in {
@@ -505,6 +532,8 @@ def test_the_card_says_what_the_model_is(checkpoint, tmp_path, monkeypatch):
     card = adapter_card("Qwen/Qwen2-VL-2B-Instruct", 16)
     for part in ('base_model: "Qwen/Qwen2-VL-2B-Instruct"', "library_name: peft", "rank 16", "PeftModel"):
         assert part in card
+    assert card.count("AutoModelForImageTextToText") == 2
+    assert adapter_card("google/medgemma-27b-text-it", 16, sees=False).count("AutoModelForCausalLM") == 2
     monkeypatch.chdir(tmp_path)
     assert "base_model" in adapter_card("out/model", 16)
     (tmp_path / "out" / "model").mkdir()

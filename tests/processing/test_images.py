@@ -300,6 +300,11 @@ def test_colours_of_12_bits_in_16_are_refused_rather_than_black(tmp_path):
     for reader in (open_image, lambda path: clean(path.read_bytes(), "scope.png")):
         with pytest.raises(DataError, match=r"scope\.png: a 16-bit colour image with values of 12 bits at most"):
             reader(tmp_path / "scope.png")
+    spotted = colours >> 4
+    spotted[3, 4] = 65535
+    for content, bits in ((spotted, 12), (colours >> 2, 14)):
+        with pytest.raises(DataError, match=f"a 16-bit colour image with values of {bits} bits at most"):
+            open_image(deep_png(content))
 
 
 @pytest.mark.parametrize("window", ["range", "full", (0.5, 1.0)])
@@ -348,6 +353,9 @@ def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():
         lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) == 0, 65535, ramp * 16),  # a burnt-in letter
         lambda ramp: ramp,  # 8 bits in 16
         lambda ramp: ramp * 16 - 1024 + 32768,  # a CT, shifted
+        lambda ramp: ramp * 63,  # 14 bits of a mammogram
+        # 12 bits beside a letter with soft edges
+        lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) < 40, 20000 + 200 * ramp, ramp * 15),
     ],
 )
 def test_grey_values_of_16_bits_that_would_be_nearly_one_grey_are_refused(shown):
@@ -368,6 +376,9 @@ def test_grey_values_of_16_bits_that_would_be_nearly_one_grey_are_refused(shown)
         lambda ramp: 15000 + 40 * ramp,  # little contrast
         lambda ramp: (11 + ramp // 16) * 257,  # a dark picture of 8 bits
         lambda ramp: ramp + 60000 // (1 + (ramp - 9) ** 2),  # a bright spot with an edge
+        lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) < 90, ramp * 250, 0),  # thin lines on black
+        lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) < 90, ramp * 250, 65535),  # a plot
+        lambda ramp: (ramp % 60) * 256,  # a dark picture of 8 bits, shifted
     ],
 )
 def test_grey_values_of_16_bits_that_are_dark_or_few_are_shown(shown):
@@ -380,6 +391,9 @@ def test_a_small_bright_spot_in_colours_of_16_bits_is_shown():
     colours = np.full((60, 60, 3), 2000, np.uint16)
     colours[30, 30] = 65535
     assert np.array_equal(open_image(deep_png(colours)), colours >> 8)
+    dark = np.random.default_rng(0).integers(0, 16384, (60, 60, 3)).astype(np.uint16)
+    dark[:20] = np.random.default_rng(0).integers(0, 65536, (20, 60, 3))  # a third of it is bright
+    assert np.array_equal(open_image(deep_png(dark)), dark >> 8)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])

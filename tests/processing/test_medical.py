@@ -257,6 +257,21 @@ def test_a_packed_volume_without_end_is_refused(monkeypatch):
         decode(content[:200], slices=1)
 
 
+def test_a_volume_of_labels_or_under_a_stale_window_has_all_its_greys():
+    labels = np.zeros((40, 40, 4), np.uint8)
+    labels[:10], labels[10:20], labels[30:33, 30:33] = 1, 2, 14
+    spots = np.zeros((40, 40, 4), np.float32)
+    spots[20, 20, 1:], spots[5, 5, 1:] = 3, 1.5
+    volume = np.arange(0, 6400, dtype=np.int16).reshape(40, 40, 4)
+    stale = nibabel.Nifti1Image(volume, np.eye(4))
+    expected = np.asarray(decode(stale.to_bytes(), slices=[2])[0]).tolist()
+    stale.header["cal_max"] = 1
+    assert np.asarray(decode(stale.to_bytes(), slices=[2])[0]).tolist() == expected
+    for values, levels in ((labels, {0, 18, 36, 255}), (spots, {0, 128, 255})):
+        content = nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+        assert set(np.unique(decode(content, slices=[2])[0])) == levels
+
+
 # rows and columns of a slice in the patient, DICOM's left, posterior, superior
 LAID = {
     "axial": [1, 0, 0, 0, 1, 0],
@@ -389,6 +404,77 @@ def test_files_without_the_standards_preamble_are_a_series_too(tmp_path):
         assert [np.asarray(one).tolist() for one in found] == [np.asarray(open_image(file)).tolist() for file in files]
 
 
+def test_files_without_a_series_are_one_where_no_two_stand_at_one_place(tmp_path):
+    """As anonymisers leave a CT, and the X-rays of many patients in a folder."""
+    files = a_series(np.arange(4 * 36).reshape(4, 6, 6), LAID["axial"], SeriesInstanceUID="")
+    in_order = [np.asarray(open_image(file)).tolist() for file in files]
+    nowhere = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    by_number = [again(file, **nowhere, InstanceNumber=number) for number, file in enumerate(files, 1)]
+    for held in (files, by_number):
+        found = decode(zipped(held), name="scan", slices=4)
+        assert [np.asarray(one).tolist() for one in found] == in_order
+    x_rays = [again(file, **nowhere, InstanceNumber=number) for file, number in zip(files, (1, 2, 1, 1), strict=True)]
+    unlike = [again(file, **nowhere, InstanceNumber=None, Modality=f"M{n}") for n, file in enumerate(files)]
+    for held in (x_rays, unlike, [*files[:2], *a_series(np.zeros((2, 5, 6)), LAID["axial"], SeriesInstanceUID=None)]):
+        with pytest.raises(DataError, match=r"scan: \d series in one zip"):
+            decode(zipped(held), name="scan", slices=4)
+    for number, file in enumerate(x_rays):
+        (tmp_path / f"{number}.dcm").write_bytes(file)
+    assert [len(one) for one in medical.by_series(tmp_path, "x")[0]] == [1, 1, 1, 1]
+
+
+def test_a_series_is_one_stack_after_the_other_without_second_copies(tmp_path):
+    axial = a_series(np.arange(3 * 36).reshape(3, 6, 6), LAID["axial"])
+    coronal = a_series(np.arange(200, 200 + 3 * 36).reshape(3, 6, 6), LAID["coronal"])
+    coronal = [again(file, InstanceNumber=9 - n, SOPInstanceUID=f"5.{n}") for n, file in enumerate(coronal)]
+    found = decode(zipped([*coronal, *axial, axial[1]]), slices=8)
+    expected = [np.asarray(open_image(file)).tolist() for file in (*axial, *coronal)]
+    assert [np.asarray(one).tolist() for one in found] == expected
+    for number, file in enumerate((*axial, axial[1])):
+        (tmp_path / f"{number}.dcm").write_bytes(file)
+    groups, rest = medical.by_series(tmp_path, "x")
+    assert [[file.name for file in one] for one in groups] == [["0.dcm", "1.dcm", "2.dcm"]]
+    assert [file.name for file in rest] == ["3.dcm"]
+
+
+def test_values_in_the_upper_bits_and_padding_without_a_sign_are_read_as_they_are_meant():
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 64
+    shape = {"Rows": 8, "Columns": 8, "BitsStored": 12, "PixelRepresentation": 0}
+    plain = a_ct(**shape, HighBit=11, PixelData=values.tobytes())
+    upper = a_ct(**shape, HighBit=15, PixelData=(values << 4).tobytes())
+    wrong = a_ct(**shape, HighBit=15, PixelData=values.tobytes())  # a header that says so of what lies below
+    expected = np.asarray(open_image(plain)).tolist()
+    assert [np.asarray(open_image(file)).tolist() for file in (upper, wrong)] == [expected] * 2
+    below = (values.astype(np.int16) - 2048) << 4
+    signed = shape | {"PixelRepresentation": 1, "HighBit": 15}
+    assert np.asarray(open_image(a_ct(**signed, PixelData=below.tobytes()))).tolist() == expected
+    scan = np.arange(64, dtype=np.int16).reshape(8, 8)
+    scan[0] = -2000
+    header = {"Rows": 8, "Columns": 8, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1}
+    dataset = pydicom.dcmread(io.BytesIO(a_ct(**header, PixelData=scan.tobytes())))
+    dataset.add_new("PixelPaddingValue", "US", 63536)
+    shown = np.asarray(open_image(again_of(dataset)))[..., 0]
+    assert np.array_equal(shown[1:].ravel(), np.round((np.arange(8, 64) - 8) / 55 * 255))
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_full_range_under_a_negative_slope_is_the_picture_turned(kind):
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 64
+    shape = {"Rows": 8, "Columns": 8, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0}
+    look = {"PhotometricInterpretation": kind, "RescaleSlope": -1, "RescaleIntercept": 4095}
+    content = a_ct(**shape, **look, PixelData=values.tobytes())
+    share = values / 4095 if kind == "MONOCHROME1" else 1 - values / 4095
+    assert np.array_equal(np.asarray(open_image(content, window="full"))[..., 0], np.round(share * 255))
+
+
+def test_a_decimal_comma_is_a_decimal_point():
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    shape = {"Rows": 8, "Columns": 8, "PixelRepresentation": 0, "PixelData": values.tobytes()}
+    content = a_ct(**shape, WindowCenter="30.5", WindowWidth="20.5")
+    expected = np.asarray(open_image(content)).tolist()
+    assert np.asarray(open_image(content.replace(b"30.5", b"30,5").replace(b"20.5", b"20,5"))).tolist() == expected
+
+
 def test_what_is_no_volume_is_refused_in_one_line():
     volume = np.zeros((4, 6, 6))
     files = a_series(volume, LAID["axial"])
@@ -396,7 +482,7 @@ def test_what_is_no_volume_is_refused_in_one_line():
     small = a_series(volume[:, :4], LAID["axial"], SeriesInstanceUID="1.2.3.4")
     cases = {
         "missing": [*files[:1], *files[2:]],
-        "two slices at one place": [*files, files[0]],
+        "two slices at one place": [*files, again(files[0], InstanceNumber=9)],
         "several directions": [*files[:2], other[0]],
         "of 2 sizes": [*files[:2], small[2]],
         "2 series": [*files[:2], again(files[2], SeriesInstanceUID="9")],

@@ -332,6 +332,28 @@ def test_the_template_is_read_from_any_of_three_places(tiny_tokenizer_dir, tmp_p
     assert loaded.decode(loaded.encode([{"role": "user", "content": "hello"}]).tokens) == "jinja hello"
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_adapters_template_in_its_tokenizer_config_comes_before_the_bases(named, tiny_tokenizer_dir, tmp_path):
+    """Where TRL, LLaMA-Factory and others left it until transformers wrote chat_template.jinja."""
+    base = copy_of(tiny_tokenizer_dir, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("base {{ messages[0].content[0].text }}")
+    text = "adapter {{ messages[0].content[0].text }}"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / file, adapter)
+    assert Processor.load(base, over=[adapter]).tokenizer.chat_template.startswith("base ")
+    config = json.loads((adapter / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": "default", "template": text}] if named else text
+    (adapter / "tokenizer_config.json").write_text(json.dumps(config))
+    (adapter / "processor_config.json").write_text("{}")  # of transformers 4: its image settings are the base's
+    loaded = Processor.load(base, over=[adapter])
+    theirs = AutoTokenizer.from_pretrained(adapter)
+    turns = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert loaded.decode(loaded.encode(turns).tokens) == theirs.apply_chat_template(turns, tokenize=False)
+    assert loaded.image_config == Processor.load(base).image_config
+
+
 def test_an_empty_template_is_no_template(tiny_tokenizer_dir, tmp_path):
     directory = shutil.copytree(tiny_tokenizer_dir, tmp_path / "empty")
     (directory / "chat_template.jinja").write_text("\n")
