@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, FieldReference
 from mmedexpert_jax.errors import ConfigError
 
 SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
-PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3.2
 BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")  # owner/name[@revision]
 

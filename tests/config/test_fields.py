@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mmedexpert_jax.config import Field, check_value, field_of, fields
+from mmedexpert_jax.config import Field, check_value, field_of
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.fields import facts_of
 from mmedexpert_jax.config.validate import FLOAT_MAX, FLOAT_MIN
-from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.launch.cli import main
 
 
@@ -62,10 +61,6 @@ def test_a_field_of_a_users_own_config_has_its_bounds_and_choices(capsys, tmp_pa
     for given, said in (("heat=0", "must be above 0"), ("colour=bleu", "did you mean blue?")):
         assert main([f"--config={tmp_path / 'own.py'}", f"--config.{given}"]) == 2
         assert said in capsys.readouterr().err
-
-
-def test_what_is_written_twice_agrees():
-    assert (fields.SPECIALTIES, fields.PARADIGMS) == (SPECIALTIES, PARADIGMS)
 
 
 def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):
