@@ -61,7 +61,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
 
 
 def folder(config: ConfigDict) -> Path:
-    """Where the stages are."""
+    """The folder of the stages."""
     return Path(config.stages or f"{config.workdir}/stages").expanduser()
 
 
