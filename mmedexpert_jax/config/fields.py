@@ -207,9 +207,9 @@ def named_path(entry: str) -> tuple[str, str]:
 
 def named_devices(name: str) -> tuple[str, int]:
     """Kind and number of the devices that `plan_mesh` names. Raises ConfigError for another name."""
-    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p)[x-]([1-9]\d{0,3})", name.lower())):
+    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p|v6e)[x-]([1-9]\d{0,3})", name.lower())):
         raise ConfigError(
-            f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e or v5p and a number up to 9999, such as "
-            "a100x8"
+            f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e, v5p or v6e and a number up to 9999, such "
+            "as a100x8"
         )
     return found[1], int(found[2])
