@@ -166,7 +166,7 @@ class _Itself(NamedTuple):
 
 @functools.lru_cache(maxsize=16)  # a fix is looked for among some hundred configs of one model
 def _leaves(whole: _Itself) -> Counter[_Leaf]:
-    """{kind: number of leaves} of a tree of shapes."""
+    """The leaves of a tree of shapes, each kind once, with its number."""
     paths, _ = jax.tree_util.tree_flatten_with_path(whole.tree)
     named = ((jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in paths)
     first = ((stacked_name(name)[0].replace(STACKED, "0"), leaf) for name, leaf in named)
