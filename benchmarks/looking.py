@@ -1,6 +1,7 @@
 """Does the model look? GBA over several seeds of configs/gba.py, scored by modality, and with exchanged pictures.
 
     python benchmarks/looking.py --seeds 0 1 2
+    python benchmarks/looking.py --seeds 0 1 2 --model runs/pretrain-mini    # weights of configs/pretrain.py instead
 
 Each run is the README's command in a process of its own. The base and every policy answer the test split, sampled at
 temperature 1 as in training, and then, as a control, its cases with a picture after each got that of another case: who
@@ -77,10 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--model", default="mini", help="what GBA starts from; another has a folder of its own inside")
     arguments, extra = parser.parse_known_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    base = answers("mini", arguments.folder)
-    runs = [train(arguments.folder / f"gba-{seed}", seed, extra) for seed in arguments.seeds]
+    folder = arguments.folder if arguments.model == "mini" else arguments.folder / Path(arguments.model).name
+    folder.mkdir(parents=True, exist_ok=True)
+    base = answers(arguments.model, folder)
+    extra = [f"--config.model.path={arguments.model}", *extra]
+    runs = [train(folder / f"gba-{seed}", seed, extra) for seed in arguments.seeds]
     found = by_modality(base, [answers(str(run.folder), run.folder) for run in runs])
     print("| cases, sampled | items | before | after | gain |\n| --- | --- | --- | --- | --- |")
     for side, row in found.items():

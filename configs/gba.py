@@ -55,12 +55,15 @@ def get_config(preset: str = "mini") -> Config:
     config.epochs = 1.0  # passes over the training cases where steps is 0; not given in the paper
     config.lr = 1e-6  # learning rate of AdamW; not given for RL in the paper: that of DSA (appendix B)
 
-    # which cases, and in which order; "zero_variance" below filters while it trains
+    # which cases, and in which order; "zero_variance" below filters while it trains, and "online" says by what
     config.filter = Config()
     config.filter.samples = 0  # answers of the policy to each case before training, kept in samples/; 0: no filter
     config.filter.least = Field(0.05, high=1)  # pass rate from which a case is kept; 0 keeps those that are never right
     # pass rate up to which a case is kept; 1 keeps those that are always right
     config.filter.most = Field(0.95, high=1)
+    # also while it trains: "zero_variance" drops or refills groups whose share of right answers is not from "least" to
+    # "most", in the place of those of equal rewards (EasyR1's online_filtering, verl's filter_groups by acc)
+    config.filter.online = False
     # every epoch from easy to hard by "pass_rate" (of the filter's samples) or by a column of the rows, a number that
     # rises with difficulty; empty: at random
     config.curriculum = ""
@@ -105,26 +108,21 @@ def get_config(preset: str = "mini") -> Config:
     # weight of the entropy with and without masked patches, which is lowered (PAPO: 0.03); by objective
     config.perception_entropy = by_objective("perception_entropy", 0.0)
     config.perception_mask = Field(0.6, above=0, high=1)  # share of the patches that are masked, each by itself; PAPO
-    # loss of a token: "clip" (appendix B), "cispo" or "sapo" of gba/objective.py, or your own as "path.py:function"; by
-    # objective
-    config.surrogate = one_of("clip", "cispo", "sapo", default=by_objective("surrogate", "clip"), own=True)
+    # loss of a token: "clip" (appendix B), "cispo", "sapo", what else SURROGATES of gba/objective.py holds, or your own
+    # as "path.py:function"; by objective
+    config.surrogate = by_objective("surrogate", "clip")
+    # further terms of the loss, each "path.py:function=weight", or "name=weight" of one of TERMS of gba/objective.py
+    # that has no field
+    config.terms = ()
     # "sequence" (1/|y_i|, equation 5), "token" (dapo) or "constant" (dr_grpo); by objective
     config.aggregation = one_of("sequence", "token", "constant", default=by_objective("aggregation", "sequence"))
     # ratio of each "token" or of the "sequence" (gspo); by objective
     config.ratio_level = one_of("token", "sequence", default=by_objective("ratio_level", "token"))
     # what an advantage is: rewards over the deviation of their "group" (equation 4) or of the "batch"; undivided
     # ("none", dr_grpo); against the others ("leave_one_out", rloo); normalised over the step ("global", reinforce_pp);
-    # each function apart ("decoupled", gdpo); gba/advantages.py, or your own as "path.py:function"; by objective
-    config.advantage_scale = one_of(
-        "group",
-        "none",
-        "batch",
-        "leave_one_out",
-        "global",
-        "decoupled",
-        default=by_objective("advantage_scale", "group"),
-        own=True,
-    )
+    # each function apart ("decoupled", gdpo); what else ESTIMATORS of gba/advantages.py holds, or your own as
+    # "path.py:function"; by objective
+    config.advantage_scale = by_objective("advantage_scale", "group")
     # what divides advantages besides: nothing ("equal"), the size and mean reward of a case's "specialty", or also
     # those of the difficulties in it ("drpo"); by objective
     config.advantage_weights = one_of("equal", "specialty", "drpo", default=by_objective("advantage_weights", "equal"))

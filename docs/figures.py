@@ -50,6 +50,7 @@ COMMANDS = {
     "eight": "python benchmarks/learning.py --seeds 0 1 2 3 4 5 6 7 --against grpo",
     "rates": "python benchmarks/learning.py --seeds 0 1 2 --against slower,faster",
     "looking": "python benchmarks/looking.py --seeds 0 1 2",
+    "recipe": "python benchmarks/looking.py --seeds 0 1 2 --model runs/pretrain-mini",
     "pipeline": "python benchmarks/pipeline.py",
     "merge": "python benchmarks/merge.py --shape qwen2_0_5b",
     "merge_lora": "python benchmarks/merge.py --shape qwen2_0_5b --lora",
@@ -101,12 +102,26 @@ def growth_image(path: Path, growth: dict) -> None:
         figure.savefig(path)
 
 
-def learning_image(path: Path, learning: dict) -> None:
-    """The learning curve over seeds, with the negative control."""
+def learning_image(path: Path, learning: dict, looking: dict) -> None:
+    """The learning curves over seeds, beside the negative control and by modality."""
     groups: dict[str, list] = {}
     for run in learning["result"]["runs"]:
         groups.setdefault(run["group"], []).append(run["curve"])
-    learning_curve(groups, path)
+    modalities = {}
+    for label, modality in (("text cases", "text"), ("cases with a picture", "image")):
+        names = {f"modalities/{modality}/accuracy": "accuracy", f"eval/accuracy/{modality}": "held_out", "step": "step"}
+        curves = looking["result"]["curves"]
+        modalities[label] = [[{names[key]: row[key] for key in row if key in names} for row in rows] for rows in curves]
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Canvas(figsize=(9.6, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        curves_over_seeds(left, groups)
+        curves_over_seeds(right, modalities, "accuracy", "held_out")
+        left.set(title="GBA, and the control", xlabel="step", ylabel="share of right answers")
+        right.set(title="GBA by modality", xlabel="step")
+        for axes in (left, right):
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
+        figure.savefig(path)
 
 
 def ahead_image(path: Path, against: dict) -> None:
@@ -116,16 +131,6 @@ def ahead_image(path: Path, against: dict) -> None:
         if run["group"] in ("GBA", "rollouts a step ahead"):
             groups.setdefault(run["group"], []).append(run["curve"])
     learning_curve(groups, path, held_out="", title="GBA on-policy and a step off")
-
-
-def modalities_image(path: Path, looking: dict) -> None:
-    """The learning curves of GBA on text cases and on cases with a picture."""
-    groups = {}
-    for label, modality in (("text cases", "text"), ("cases with a picture", "image")):
-        names = {f"modalities/{modality}/accuracy": "accuracy", f"eval/accuracy/{modality}": "held_out", "step": "step"}
-        curves = looking["result"]["curves"]
-        groups[label] = [[{names[key]: row[key] for key in row if key in names} for row in rows] for rows in curves]
-    learning_curve(groups, path, "accuracy", "held_out", "GBA by modality")
 
 
 def learning_curve(
@@ -146,6 +151,17 @@ def learning_curve(
         unit: of the vertical axis.
     """
     figure, axes = plots.blank(title, unit)
+    curves_over_seeds(axes, runs, metric, held_out)
+    return plots.save(figure, axes, Path(path), legend="outside lower center")
+
+
+def curves_over_seeds(
+    axes: Any,
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    metric: str = "rewards/accuracy/mean",
+    held_out: str = "eval/accuracy",
+) -> None:
+    """Draws what `learning_curve` does into a pair of axes."""
     for (label, rows), colour in zip(runs.items(), plots.COLOURS, strict=False):
         count = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
         steps, low, mean, high = _band([_smoothed(seed, metric) for seed in rows])
@@ -165,7 +181,6 @@ def learning_curve(
                 capsize=3,
                 label=f"{label}, held out",
             )
-    return plots.save(figure, axes, Path(path), legend="outside lower center")
 
 
 def _smoothed(rows: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
@@ -180,7 +195,7 @@ def _band(seeds: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float],
     return steps, [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
 
 
-CURVES = (learning_curve, _smoothed, _band)  # what images of runs are drawn with
+CURVES = (learning_curve, curves_over_seeds, _smoothed, _band)  # what images of runs are drawn with
 
 
 def panel_image(path: Path, ablation: dict) -> None:
@@ -192,9 +207,8 @@ def drawn() -> dict[str, Figure]:
     """The images of docs/images by name."""
     panels = dict.fromkeys(ablation_result.panels(read("ablation")), Figure(("ablation",), panel_image))
     return {
-        "learning.png": Figure(("learning",), learning_image),
+        "learning.png": Figure(("learning", "looking"), learning_image),
         "learning_ahead.png": Figure(("against",), ahead_image),
-        "learning_modalities.png": Figure(("looking",), modalities_image),
         "merge_growth.png": Figure(("merge_growth",), growth_image),
         **panels,
     }
@@ -230,7 +244,7 @@ def draw() -> None:
 def written(text: str) -> str:
     """A page's text with every block that has a figure's name as the results have it now."""
     if text.startswith(REPRODUCTION["TITLE"]):  # nothing else stands there
-        return REPRODUCTION["page"](read("ablation"))
+        text = REPRODUCTION["page"](read("ablation"))
 
     def block(match: re.Match) -> str:
         results, make = TABLES[match[2]]

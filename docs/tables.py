@@ -1,7 +1,14 @@
 """The tables that docs/figures.py writes into README and docs, each from results of docs/results/."""
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from mmedexpert_jax.medeval import stats
 
 KINDS = ("sampled", "greedy")
 
@@ -23,25 +30,71 @@ def learning_table(learning: dict) -> str:
 
 
 def against_table(*measured: dict) -> str:
-    """What other settings gain over the default, paired over cases, the seeds of a case kept together."""
+    """What other settings gain over the default: paired over cases, the seeds of a case kept together, and by seed."""
     text = ""
     for one in measured:
         found = one["result"]
         names = [
             key.removeprefix("GBA beyond ").removesuffix(", sampled") for key in found if key.endswith(", sampled")
         ]
-        groups = list(dict.fromkeys(run["group"] for run in found["runs"]))[1:]
+        groups = dict(zip(names, list(dict.fromkeys(run["group"] for run in found["runs"]))[1:], strict=True))
         rows = []
-        for name, group in zip(names, groups, strict=True):
-            pairs = [found[f"GBA beyond {name}, {kind}"] for kind in KINDS]
-            gains = [{"gain": -pair["gain"], "low": -pair["high"], "high": -pair["low"]} for pair in pairs]
-            rows.append([f"{group} (`{name}`)", *(_points(gain["gain"], gain) for gain in gains)])
+        for name, group in groups.items():
+            pairs = {kind: found[f"GBA beyond {name}, {kind}"] for kind in KINDS}
+            gains = {
+                kind: {"gain": -pair["gain"], "low": -pair["high"], "high": -pair["low"]}
+                for kind, pair in pairs.items()
+            }
+            rows.append([f"{group} (`{name}`)", *_gains(found, gains, group, "GBA")])
         for pair, gains in found.get("pairs", {}).items():  # results of before have none
-            rows.append([pair, *(_points(gains[kind]["gain"], gains[kind]) for kind in KINDS)])
+            rows.append([pair, *_gains(found, gains, *(groups[name] for name in pair.split(" over ")))])
         seeds = f"{found['GBA']['runs']} seeds".replace("1 seeds", "1 seed")
-        heads = [f"over the default, {seeds}, points [95 % interval]", *KINDS]
+        heads = [f"over the default, {seeds}, points [95 % interval over items]"]
+        heads += [head for kind in KINDS for head in (kind, "over seeds")]
         text += f"{_about(one)}\n\n{_table(heads, rows)}\n"
     return text.rstrip("\n") + "\n"
+
+
+def _gains(found: dict, gains: dict[str, dict], better: str, worse: str) -> list[str]:
+    """Cells of a comparison: under each decoding the gain with its interval over items, and the interval over seeds."""
+    cells = []
+    for kind, gain in gains.items():
+        ends = stats.student(_by_seed(found, better, worse, kind))
+        cells += [_points(gain["gain"], gain), f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" if ends else ""]
+    return cells
+
+
+def _by_seed(found: dict, better: str, worse: str, kind: str) -> list[float]:
+    """Held-out accuracy of one group's runs over another's under a decoding, seed by seed."""
+    held_out = {(run["group"], run["seed"]): run[kind] for run in found["runs"]}
+    return [held_out[better, seed] - held_out[worse, seed] for group, seed in held_out if group == better]
+
+
+def power_table(ablation: dict, eight: dict) -> str:
+    """Comparisons that their first seeds left open, and how many seeds the variance of those asks for."""
+    compared = []
+    for claim in ablation["claims"]:
+        seeds = claim["by_seed"][:5]
+        low, high = stats.student(seeds) or (1.0, 1.0)
+        if claim["measure"] == "accuracy" and low <= 0 <= high:
+            compared.append([f"ablation: {claim['text']}", seeds, claim])
+    found = eight["result"]
+    for kind in KINDS:
+        seeds = _by_seed(found, "GBA", "GRPO", kind)[:8]
+        compared.append([f"48 steps, {kind}: GBA outperforms GRPO", seeds, found[f"GBA beyond grpo, {kind}"]])
+    rows = []
+    for what, seeds, items in compared:
+        low, high = stats.student(seeds) or (0.0, 0.0)
+        spread = 100 * float(np.std(seeds, ddof=1))
+        halves = [50 * (end - start) for start, end in ((items["low"], items["high"]), (low, high))]
+        rows.append([what, len(seeds), *(f"{value:.2f}" for value in (spread, *halves)), _seeds_needed(spread)])
+    heads = ["comparison", "seeds", "standard deviation over them", "half-width over items", "over seeds"]
+    return _table([*heads, "seeds for 1 point over seeds"], rows)
+
+
+def _seeds_needed(spread: float, half: float = 1.0) -> int:
+    """Fewest seeds whose interval by Student's t reaches `half` to each side, at this standard deviation."""
+    return next(n for n in itertools.count(2) if stdtrit(n - 1, 0.975) * spread / math.sqrt(n) <= half)
 
 
 SHOWN = {"text": "text", "image": "with a picture", "other_image": "with another case's picture"}
@@ -250,8 +303,13 @@ def _digits(value: float) -> str:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "about_learning": (("learning",), lambda learning: f"{_about(learning)}\n"),
     "learning": (("learning",), learning_table),
-    "against": (("against", "structure", "eight", "objectives", "rates"), against_table),
+    "against": (("against",), against_table),
+    "structure": (("structure", "eight"), against_table),
+    "objectives": (("objectives",), against_table),
+    "rates": (("rates",), against_table),
+    "power": (("ablation", "eight"), power_table),
     "looking": (("looking",), looking_table),
+    "recipe": (("recipe",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),
     "forward": (("forward", "forward_families", "forward_families_medium"), forward_table),
     "merge": (("merge", "merge_lora", "merge_lora_2b", "merge_growth"), merge_table),

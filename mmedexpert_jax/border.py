@@ -92,6 +92,11 @@ def message_of(error: BaseException, width: int = SHOWN) -> str:
     return cut(f"{type(error).__name__}: {text}".rstrip(": "), width)
 
 
+def one_line(error: BaseException) -> str:
+    """An error of a library, without its kind where it has a text, on one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
 def check(value: Any, schema: Any, place: str, error: type[UserError] = DataError) -> Any:
     """Converts a plain value to a schema. Raises `error` that names place, key, expected type and value."""
     try:
@@ -387,6 +392,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a plain value as indented strict JSON, whole. Raises DataError where it holds NaN or an infinity."""
     write_text(path, _dumped(path, value, indent=1) + "\n")
+
+
+def write_settings(path: Path, value: Mapping[str, Any], ascii_only: bool = True) -> None:
+    """Writes a model's or tokenizer's JSON file in the form that transformers gives it, into a folder being made."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n", encoding="utf-8")
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import re
@@ -240,7 +239,7 @@ def save_peft(path: str | Path, lora: Lora, base: str, decoder_only: bool = Fals
     try:
         with files.replacing(path) as partial:
             save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-            (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            border.write_settings(partial / "adapter_config.json", config)
     except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"{path}: the adapter cannot be written ({error}); free space or choose another workdir"

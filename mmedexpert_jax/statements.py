@@ -289,7 +289,7 @@ _PRAISES = (_PRAISED, _TICKED, _MARKED)
 _Tier = tuple[tuple[re.Pattern[str], ...], tuple[re.Pattern[str], ...]]  # of one weight: what states, what praises
 _WEIGHTY: tuple[_Tier, ...] = (((_FINAL,), ()), ((_ANSWER,), _PRAISES), ((_LOOSE,), ()))
 _TIERS = (*_WEIGHTY, ((_OPTION, _ANSWER), ()))  # remarks last
-_LETTERS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
+_LABEL_GROUPS = ("only", "named", "first", "headed", "alone", "marked")  # groups that hold the letter, if not "letter"
 _CORRECTION = re.compile(
     # at the beginning of a clause, behind "oh", "but no"
     r"(?:^|(?<=[.!?;:,\n—–(-])|(?<=[.!?;:,—–-]\s)|(?<=[。，；！？]))"
@@ -533,7 +533,7 @@ def _letters(text: str, letters: str, patterns: Sequence[re.Pattern[str]]) -> se
     found: set[str] = set()
     for pattern in patterns:
         for match in pattern.finditer(text):
-            name = match.lastgroup if match.lastgroup in _LETTERS else "letter"
+            name = match.lastgroup if match.lastgroup in _LABEL_GROUPS else "letter"
             denied = pattern is not _EXCEPTION and _withdrawn(text, match, name)
             if not denied and _is_known(text, match, name, pattern):
                 groups = match.groupdict()

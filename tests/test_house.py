@@ -24,6 +24,7 @@ GROUND = {
     "comparison",
     "intervals",
     "rounding",
+    "hub",
     "errors",
     "privacy",
     "border",

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from scipy import special
 
 from mmedexpert_jax import gba, lora
 from mmedexpert_jax.gba import objective
-from mmedexpert_jax.merging import spherical
-from mmedexpert_jax.models import quantised, rotary
+from mmedexpert_jax.merging import methods, spherical
+from mmedexpert_jax.models import attention, layers, quantised, rotary
 from mmedexpert_jax.models.packing import Packing
 from mmedexpert_jax.rollout import sampling
 from mmedexpert_jax.train.optimizer import schedule
@@ -134,10 +135,90 @@ class PureFunctions(chex.TestCase):
         truth = [(n + 1) / 5 if n < 4 else 1 - (n - 4) / 8 for n in range(12)]
         self.same(lambda n: jnp.vectorize(rate)(n), truth, np.arange(12))
 
+    @chex.all_variants(with_pmap=False)
+    def test_equation_7(self):
+        """TIES: the largest fifth of each vector, the sign of the larger sum, the mean of what has it."""
+        vectors = RNG.normal(size=(3, 50)).astype(np.float32)
+        kept = np.where(np.abs(vectors) >= np.sort(np.abs(vectors), axis=1)[:, -10:-9], vectors, 0)
+        agree = (kept != 0) & (np.sign(kept) == np.sign(kept.sum(0)))
+        truth = np.where(agree, kept, 0).sum(0) / np.maximum(agree.sum(0), 1)
+        self.same(lambda v: methods.ties(v, density=0.2), truth, vectors)
+
+    @chex.all_variants(with_pmap=False)
+    def test_spreads_and_sizes_of_experts(self):
+        vectors = RNG.normal(size=(3, 7)).astype(np.float32)
+        self.same(lambda v: methods.variance(list(v)), vectors.astype(np.float64).var(0), vectors)
+        self.same(lambda v: methods.norms(list(v), 1), np.abs(vectors).sum(1), vectors)
+        self.same(lambda v: methods.norms(list(v), 2), np.square(vectors.astype(np.float64)).sum(1), vectors)
+
+    @chex.all_variants(with_pmap=False)
+    def test_fisher_weighs_and_arbitrates(self):
+        vectors, fisher = RNG.normal(size=(3, 9)).astype(np.float32), RNG.exponential(size=(3, 9)).astype(np.float32)
+        mean = (vectors.astype(np.float64) * fisher).sum(0) / fisher.sum(0)
+        self.same(lambda v, f: methods.weighed(list(v), list(f)), mean, vectors, fisher)
+        best = np.take_along_axis(vectors, (vectors**2 * fisher).argmax(0)[None], 0)[0]
+        self.same(lambda v, f: methods.arbitrated(list(v), list(f)), best, vectors, fisher)
+
+    @chex.all_variants(with_pmap=False)
+    def test_importance_is_change_times_divergence(self):
+        base, change = RNG.normal(size=(2, 3, 5)).astype(np.float32)
+        after, before = (special.softmax(x.astype(np.float64), -1) + 1e-8 for x in (base + change, base))
+        divergence = (after * np.log(after / before)).sum(-1, keepdims=True)
+        self.same(methods.importance, np.abs(change) * divergence, base, change)
+
+    @chex.all_variants(with_pmap=False)
+    def test_what_is_kept_by_chance_is_divided_by_its_probability(self):
+        """DARE, and DELLA with a probability of 0.4 to 0.6 by rank; what is drawn is the host's."""
+        vectors = RNG.normal(size=(1, 4, 50)).astype(np.float32)
+        kept = methods.bernoulli(list(vectors), [0.5], [7], 0, False)[0] != 0
+        chex.assert_trees_all_close(kept.mean(), 0.5, atol=0.15)
+        dare = lambda v: methods.bernoulli(list(v), [0.5], [7], 0, True)[0]  # noqa: E731
+        self.same(dare, np.where(kept, vectors[0] / 0.5, 0), vectors)
+        kept = methods.by_rank(list(vectors), [0.5], [0.1], [7], 0, False)[0] != 0
+        ranks = np.abs(vectors[0]).argsort(-1).argsort(-1)
+        della = lambda v: methods.by_rank(list(v), [0.5], [0.1], [7], 0, True)[0]  # noqa: E731
+        self.same(della, np.where(kept, vectors[0] / (0.4 + 0.2 * ranks / 49), 0), vectors)
+
+    @chex.all_variants(with_pmap=False)
+    def test_attention_of_rows_is_a_softmax_over_what_is_seen(self):
+        """Two heads to a key head; causal, and no more than three keys back."""
+        queries, keys, values = (RNG.normal(size=(2, heads, 6, 4)).astype(np.float32) for heads in (4, 2, 2))
+        lengths, place = np.array([6, 3]), np.arange(6)
+        seen = (place < lengths[:, None])[:, None, None] & (place <= place[:, None]) & (place > place[:, None] - 3)
+        scores = np.einsum("bhtd,bhsd->bhts", queries, np.repeat(keys, 2, 1)).astype(np.float64) / 2
+        truth = special.softmax(np.where(seen, scores, -np.inf), -1) @ np.repeat(values, 2, 1)
+        valid = (place < lengths[:, None])[:, None, :, None]
+        attend = lambda *a: attention.attend(*a, causal=True, window=3) * valid  # noqa: E731
+        self.same(attend, np.where(valid, truth, 0), queries, keys, values, lengths)
+
+    @chex.all_variants(with_pmap=False)
+    def test_a_product_with_a_weight_is_over_its_inputs(self):
+        """Of few rows the weight stands first, of many last."""
+        weight = RNG.normal(size=(5, 6)).astype(np.float32)
+        for rows in (3, 200):
+            x = RNG.normal(size=(rows, 6)).astype(np.float32)
+            self.same(layers.contract, x.astype(np.float64) @ weight.T, x, weight)
+
+    @chex.all_variants(with_pmap=False)
+    def test_attention_over_parts_of_the_keys_is_joined(self):
+        top, total = RNG.normal(size=(2, 3, 1)).astype(np.float32), RNG.exponential(size=(2, 3, 1)).astype(np.float32)
+        mixed = RNG.normal(size=(2, 3, 4)).astype(np.float32)
+        weights = np.exp(top.astype(np.float64))
+        truth = (mixed * weights).sum(0) / (total * weights).sum(0)
+
+        def joined(mixed, top, total):
+            one, other = (attention.PartialSoftmax(*part) for part in zip(mixed, top, total, strict=True))
+            return one.joined(other).whole(mixed[0], mixed)
+
+        self.same(joined, truth, mixed, top, total)
+
 
 @pytest.mark.parametrize(
     "function",
     [
+        lambda x: methods.ties(x, density=0.5),
+        lambda x: methods.variance(list(x)),
+        lambda x: attention.attend(*[x[None, None]] * 3, jnp.array([4]), causal=True),
         lambda x: gba.group_advantages(x),
         lambda x: objective.k3(x, 2 * x),
         lambda x: sampling.distribution(x, temperature=0.7, top_k=2, top_p=0.9),

@@ -16,6 +16,9 @@ from mmedexpert_jax.errors import ConfigError
 
 SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
 BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
+HUB = "hub:"  # begins one that names a data set of the hub
+# Fields of GBA that runs and stages were saved without, and the values that leave what these did as it was.
+LATER: dict[str, Any] = {"filter.online": False, "terms": []}
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")  # owner/name[@revision]
 
 
@@ -31,7 +34,6 @@ class Field:
     above: float = -math.inf
     below: float = math.inf
     choices: tuple[str, ...] = ()  # allowed texts; empty: any
-    own: bool = False  # whether a user's own function, a text with a dot, is allowed beside the choices
     several: bool = False  # whether the text may name several choices, comma-separated
     # "" where a resumed run must have the same value, "free" where it may have another since the field does not change
     # what is computed, "grows" where it may be raised, to go on further
@@ -56,8 +58,8 @@ class Field:
         """The values that the field takes, of this type, and whether a resumed run may have another; "" for any."""
         said: list[str] = []
         if self.choices:
-            more = [word for word, there in (("your own", self.own), ("several", self.several)) if there]
-            said.append(", ".join([*(choice or '""' for choice in self.choices), *(f"or {word}" for word in more)]))
+            more = ["or several"] * self.several
+            said.append(", ".join([*(choice or '""' for choice in self.choices), *more]))
         elif kind in (int, float):
             said.append(self.range())
         if self.resume:
@@ -156,7 +158,8 @@ ELSEWHERE = {
     "ref_model_sync_steps": "ref_every", "ref_model_mixup_alpha": "ref_mixup", "entropy_coeff": "entropy_coef",
     "adv_estimator": "objective", "mask_truncated_completions": "mask_truncated",
     "importance_sampling_level": "ratio_level", "loss_agg_mode": "aggregation", "rollout_n": "num_samples",
-    "cutoff_len": "max_prompt_length", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
+    "cutoff_len": "max_prompt_length",
+    "online_filtering": "filter.online", "clip_grad_norm": "max_grad_norm", "grad_clip": "max_grad_norm",
 }  # fmt: skip
 
 

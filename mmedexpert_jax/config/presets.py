@@ -68,7 +68,8 @@ def common(job: str, preset: str) -> Config:
     # the base as it is
     config.model.quantize = one_of("none", "int8", "nf4")
     config.data = Config()
-    # "mini", a .parquet or .jsonl file, a directory with one per split, or "benchmark:name[:subset][@split][=source]"
+    # "mini", a .parquet or .jsonl file, a directory with one per split, "hub:owner/name[@revision]", a data set of the
+    # Hugging Face hub with these, or "benchmark:name[:subset][@split][=source]"
     config.data.path = "mini"
     return config
 

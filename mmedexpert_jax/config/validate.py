@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import (
     BENCHMARK,
+    HUB,
     HUB_ID,
     SPECIALTIES,
     VALUES,
@@ -51,7 +52,7 @@ IDLE: tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[Any], bool]], ...]
     (("lora.rank", "lora.alpha", "lora.targets"), ("trainable",), "full".__eq__),
     (("ref_mixup",), ("ref_every",), operator.not_),
     (("perception_mask",), ("perception", "perception_entropy"), operator.not_),
-    (("filter.least", "filter.most"), ("filter.samples",), operator.not_),
+    (("filter.least", "filter.most"), ("filter.samples", "filter.online"), operator.not_),
     (("sweep.scales",), ("sweep.densities",), operator.not_),
     (BY_MERGEKIT, ("mergekit",), bool),
 )
@@ -106,7 +107,8 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         pass  # it takes a run that is there, or the embedded set
     elif "data" in config and not _has_data(config.data.path):
         path = config.data.path or "it is empty"
-        raise DataError(f"config.data.path: no such file or directory: {path}" + _first(path))
+        of_hub = f"; a data set of the hub is hub:{path}" if HUB_ID.fullmatch(path) else ""
+        raise DataError(f"config.data.path: no such file or directory: {path}" + (_first(path) or of_hub))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
 
@@ -150,7 +152,7 @@ def check_value(key: str, value: Any, field: Field | None = None) -> None:
     listed = value if isinstance(value, tuple) else str(value).split(",")
     given = [name.strip() for name in listed] if field.several else [value]
     wrong = [name for name in given if field.choices and name not in field.choices]
-    if wrong and not (field.own and "." in str(value)):
+    if wrong:
         text = str(wrong[0])[:100]
         close = [choice for choice in field.choices if choice.lower() == text.lower()]
         close = close or [name for name in (VALUES.get(text.lower()),) if name in field.choices]
@@ -301,6 +303,7 @@ def _check_seeds(seeds: tuple[int, ...]) -> None:
 
 def _has_data(path: str) -> bool:
     known = path == "mini" or path.startswith(BENCHMARK)
+    known = known or (path.startswith(HUB) and bool(HUB_ID.fullmatch(path.removeprefix(HUB))))
     return known or (bool(path) and Path(path).expanduser().exists())  # "" would be the current folder
 
 
@@ -445,6 +448,11 @@ def check_groups(prefix: str, gba: ConfigDict) -> None:
         raise ConfigError(
             f"config.{prefix}filter.least ({gba.filter.least:g}) is above config.{prefix}filter.most "
             f"({gba.filter.most:g}): no pass rate is between them"
+        )
+    if gba.filter.online and gba.zero_variance == "keep":
+        raise ConfigError(
+            f"config.{prefix}filter.online says which groups zero_variance leaves out, which is keep; set "
+            f"--config.{prefix}zero_variance=drop or refill"
         )
     if gba[split] % gba.paradigms_per_query:
         raise ConfigError(

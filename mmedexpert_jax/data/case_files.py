@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mmedexpert_jax import answers, border
-from mmedexpert_jax.config.fields import BENCHMARK
+from mmedexpert_jax import answers, border, hub
+from mmedexpert_jax.config.fields import BENCHMARK, HUB
 from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
 from mmedexpert_jax.data.words import word_count
@@ -78,8 +78,6 @@ _HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # beginning
 NUMBERED = re.compile(r"(?:image|img|picture|figure)s?[_ ]?\d{1,2}")
 SAID = 3  # words of a value from which on it may be a trace
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
-# a part of a split as the hub has it: its number, their count, of older sets a hash
-_PART = re.compile(r".+-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.(?:parquet|jsonl|json|csv|tsv)")
 _TAG = re.compile(r"<\s*+(?:/\s*+)?(?:think|answer)\s*+>", re.IGNORECASE)
 _TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
 
@@ -89,7 +87,8 @@ def load_cases(path: str | Path, split: str, specialty: str | None = None, limit
 
     Args:
         path: "mini" for the embedded set, a directory with `<split>.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv`, or
-            all parts `<split>-00000-of-00002.parquet` there or in `data/`, or one such file; or
+            all parts `<split>-00000-of-00002.parquet` there or in `data/`, or one such file;
+            "hub:owner/name[@revision]", a data set of the hub with such files; or
             "benchmark:name[:subset][@split][=source]", the choice questions of a benchmark, which have no specialty.
             Rows are of the schema KEYS or of one of `forms.FORMS`.
         split: name of the split; ignored where `path` is a file or a benchmark.
@@ -155,7 +154,7 @@ def read_cases(
         seen.add(case.id)
         kept.update(case.columns)
         yield case
-    if others := sorted(kept - {*PROVENANCE}):
+    if others := sorted(kept - {*PROVENANCE, *forms.KEPT}):
         _tell_columns(files[0], border.cut(", ".join(others), 200))
 
 
@@ -192,7 +191,10 @@ def _benchmark(entry: str) -> list[Case]:
 
 def find(path: str | Path, split: str) -> list[Path]:
     """The file of a split, or all of its parts. Raises DataError."""
-    root = EMBEDDED if str(path) == "mini" else Path(path).expanduser()
+    if str(path).startswith(HUB):
+        root = _downloaded(str(path).removeprefix(HUB), split)
+    else:
+        root = EMBEDDED if str(path) == "mini" else Path(path).expanduser()
     if root.is_file():
         return [root]
     files = files_of(root, split)
@@ -200,7 +202,7 @@ def find(path: str | Path, split: str) -> list[Path]:
     if len(made) == 1 < len(files):
         _tell_read(root, made[0].name, border.cut(", ".join(file.name for file in files if file != made[0]), 200))
         files = made
-    if len(files) > 1 and not all(map(_PART.fullmatch, (file.name for file in files))):
+    if len(files) > 1 and not _is_one(files):
         named = border.cut(", ".join(file.name for file in files), 200)
         raise DataError(f"{root} holds several files of {split} ({named}); keep one, or write them into one")
     if files:
@@ -221,20 +223,33 @@ def files_of(root: Path, split: str) -> list[Path]:
     """The files of a split in a folder, by its name, or else the parts of it in the hub's layout.
 
     Raises:
-        DataError: parts are missing, or are there twice.
+        DataError: parts are missing.
     """
     names = [f"{split}{suffix}" for suffix in tables.SUFFIXES]
     found = sorted(root.iterdir()) if root.is_dir() else []
     if files := [file for file in found if file.name.lower() in names and file.is_file()]:
         return files
     for folder in (root, root / "data"):
-        parts = [(part, file) for file in folder.glob(f"{split}-*") if (part := _PART.fullmatch(file.name))]
-        if parts and sorted(int(part[1]) for part, _ in parts) != [*range(max(int(part[2]) for part, _ in parts))]:
-            named = border.cut(", ".join(sorted(file.name for _, file in parts)), 200)
-            raise DataError(f"{folder} does not hold each part of {split} once ({named}); fetch the set again")
+        parts = sorted(file for file in folder.glob(f"{split}-*") if tables.PART.fullmatch(file.name))
+        tables.refuse_gaps(str(folder), (file.name for file in parts))
         if parts:
-            return sorted(file for _, file in parts)
+            return parts
     return []
+
+
+def _is_one(files: Sequence[Path]) -> bool:
+    """True for the parts of one table."""
+    part = tables.PART.fullmatch(files[0].name)
+    return part is not None and len(files) == int(part[3])
+
+
+@functools.cache  # a job asks for its splits several times
+def _downloaded(hub_id: str, split: str) -> Path:
+    """The folder of a hub's data set with the files of a split; images beside a table that is no Parquet come along."""
+    root = hub.snapshot(hub_id, [f"{split}.*", f"{split}-*", f"data/{split}-*"], "dataset")
+    if all(file.suffix == ".parquet" for file in files_of(root, split)):
+        return root
+    return hub.snapshot(hub_id, kind="dataset")
 
 
 def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool = False) -> Case:
@@ -247,6 +262,8 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
             row = forms.ours(row, number)
         except DataError as error:
             raise DataError(f"{where}, {error}") from None
+    if "question" not in row and (fix := forms.missing(row)):
+        raise DataError(f"{where}, key question: there is none{fix}")
     _refuse_near(row, where)
     question, images = forms.inline(_text(row, "question", where), _list(row, "images", where))
     try:

@@ -1,7 +1,8 @@
 """Rows in the forms of other trainers, as rows of ours: messages, prompt and answer, conversations, instruction.
 
     messages       OpenAI, TRL, LLaMA-Factory: {"messages": [{"role", "content"}], "images": [...]}
-    prompt         TRL, verl: {"prompt": text or messages, "answer" | "solution" | "completion" | "reward_model"}
+    prompt         TRL, verl: {"prompt": text or messages, "answer" | "solution" | "completion" | "reward_model"}; a
+                   "ground_truth" of several texts is the answer and what else is accepted
     conversations  LLaVA, ShareGPT: {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "image"}
     problem        EasyR1: {"problem", "answer", "images"}
     instruction    LLaMA-Factory's alpaca form: {"instruction", "input", "output", "images"}
@@ -54,7 +55,10 @@ _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
 TEXTS = ("text", "content", "value", "option")
 _FILE = re.compile(r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii(?:\.gz)?)$", re.IGNORECASE)
-_READ = {*FORMS, *ANSWERS, "image", "images", "input", "reward_model", "options", "id"}
+# read as the answer, and kept, since rewards of their trainers read them too
+KEPT = ("solution", "ground_truth", "reward_model")
+_READ = {*FORMS, *ANSWERS, "image", "images", "input", "options", "id"} - {*KEPT}
+_JUDGED = ("label", "kto_tag")  # of TRL's KTO and LLaMA-Factory's: whether the completion is one to learn
 
 
 def form(row: Mapping[str, Any]) -> str:
@@ -83,9 +87,13 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         lines = [row[kind], row.get("input") if kind == "instruction" else ""]
         question, answer, system = "\n".join(_text(line, kind) for line in lines if line), "", ""
     said = answer
-    answer = answer or _answer(row)
+    answer, *others = [answer] if answer else _answers(row)
     if not answer:
-        raise DataError(f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed")
+        raise DataError(
+            f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed{missing(row)}"
+        )
+    if said or not (row.get("answer") or row.get("solution")):
+        _refuse_rejected(row)
     question, images = inline(question, images)
     whole = placed(question, {len(shown), len(images)})
     question, options = split_options(whole)
@@ -102,6 +110,8 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if options and letter is None and not given:  # a list within an open question
         _refuse_named(short, options)
         question, options = whole, []
+    if letter and len(letters := {_letter(_taken_apart(one)[0], options) for one in (answer, *others)}) > 1:
+        raise DataError(f"key ground_truth: names {len(letters)} options; a case has one answer")
     made = {
         "id": f"row-{number}" if row.get("id") in (None, "") else str(row["id"]),
         "question": question,
@@ -112,7 +122,26 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
     if system:
         made["system"] = system
+    if others and not letter:
+        made["accepted"] = [_taken_apart(one)[0] for one in others if one.strip()]
     return made | {key: value for key, value in row.items() if key not in _READ and value is not None}
+
+
+def missing(row: Mapping[str, Any]) -> str:
+    """The fix for a row of a form that asks nothing or answers twice, as the end of a refusal; "" for any other."""
+    if row.get("chosen"):
+        return "; a row of preferences has two answers: give its question as prompt and the chosen text as answer"
+    return "; a text alone asks nothing: give question and answer" if isinstance(row.get("text"), str) else ""
+
+
+def _refuse_rejected(row: Mapping[str, Any]) -> None:
+    """Raises DataError of an answer that its row calls wrong: as a reference it would teach what was rejected."""
+    for key in _JUDGED:
+        if row.get(key) is False or str(row.get(key)).strip().lower() == "false":
+            raise DataError(
+                f"key {key}: false, so that the answer is one that was rejected; leave such rows out "
+                "(`mmedexpert convert-data` does)"
+            )
 
 
 def _taken_apart(answer: str) -> tuple[str, str]:
@@ -376,12 +405,25 @@ def _texts(options: Any) -> list[str]:
     return [str(text) for text in texts] if all(isinstance(text, str | int | float) for text in texts) else []
 
 
-def _answer(row: Mapping[str, Any]) -> str:
+def _answers(row: Mapping[str, Any]) -> list[str]:
+    """The answer under a key, and what else a ground truth of several texts accepts; [""] of none."""
     model = row.get("reward_model")
-    values = [row.get(key) for key in ANSWERS]
-    values += [model.get("ground_truth")] if isinstance(model, Mapping) else []
-    value = next((value for value in values if value not in (None, "", [])), "")
+    values = {key: row.get(key) for key in ANSWERS}
+    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
+    key, value = next(
+        ((key, value) for key, value in (*values.items(), ("ground_truth", truth)) if value not in (None, "", [])),
+        ("", ""),
+    )
+    if key == "ground_truth" and isinstance(value, Mapping) and {*value} == {"target"}:  # verl's sets for search
+        value = value["target"]
+    if key == "ground_truth" and isinstance(value, list) and value and not isinstance(value[-1], Mapping):
+        return [_said(one) for one in value]
     value = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+    return [_said(value)]
+
+
+def _said(value: Any) -> str:
+    """An answer's text. Raises DataError."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # a completion as messages
         value = _content(value[-1], "completion")[0]
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -408,7 +450,10 @@ def _turns(turns: Any, key: str) -> tuple[str, str, str, list[Any]]:
     for turn in turns:
         role = ROLES.get(str(turn.get("role", turn.get("from"))))
         if role is None:
-            raise DataError(f"key {key}: the role {border.shown(turn.get('role', turn.get('from')))} is not known")
+            raise DataError(
+                f"key {key}: the role {border.shown(turn.get('role', turn.get('from')))} is not known; a case has one "
+                "question and one answer, and no turns of tools"
+            )
         text, found = _content(turn, key)
         if role == "assistant" and not said["user"] and turn is not turns[-1]:
             raise DataError(

@@ -1,5 +1,6 @@
 """Deterministic data order: which cases a step sees depends on the seed and the step alone."""
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,11 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     positions = np.arange(step * batch, (step + 1) * batch)
     epochs = {int(e): epoch_order(count, seed, int(e)) for e in np.unique(positions // count)}
     return np.array([epochs[int(p // count)][p % count] for p in positions])
+
+
+def seeded(seed: int, text: str) -> bytes:
+    """A hash of a text and a seed: a key for an order, or for a choice, that depends on these alone."""
+    return hashlib.sha256(f"{seed}:{text}".encode()).digest()
 
 
 def steps_of(epochs: float, cases: int, batch: int) -> int:

@@ -26,6 +26,8 @@ from mmedexpert_jax.errors import DataError
 
 # texts of cells that are empty, also as pandas, databases and spreadsheets write them
 ABSENT = ("", "nan", "<na>", "null", "#n/a", "#ref!", "#value!", "#name?")
+# a part of a table as the hub has it: start, number, count; of older sets a hash
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.\w+")
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 GROUP_BYTES = 1 << 26  # of a Parquet row group's images that are held to read one of them
 INDEX = 64  # characters of an image cell that may be another row's index; no image is so small
@@ -111,6 +113,16 @@ def existing(path: Path) -> Path:
         return path
     names = (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/"))
     return next((form for form in map(Path, names) if form.exists()), path)
+
+
+def refuse_gaps(place: str, names: Iterable[str]) -> None:
+    """Raises DataError where of a table's parts, "-00000-of-00003", some are not there."""
+    parts: dict[tuple[str, str], set[int]] = {}
+    for match in filter(None, map(PART.fullmatch, names)):
+        parts.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (start, count), there in sorted(parts.items()):
+        if lacking := sorted(set(range(int(count))) - there):
+            raise DataError(f"{place}: {start}-{lacking[0]:05d}-of-{count} is not there; fetch all {int(count)} parts")
 
 
 def by_numbers(name: str) -> list[str | int]:

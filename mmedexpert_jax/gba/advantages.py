@@ -1,5 +1,6 @@
 """Equation 4: rewards relative to their group, and the field's other estimators."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,9 +59,9 @@ def _normalise(rewards: jax.Array, eps: float, ddof: int, scale: bool) -> jax.Ar
 
 
 # -- estimators --------------------------------------------------------------------------------------------------------
-# Each takes the rewards [N, G, F] of F functions, NaN where one abstained, and their weights [F]; a sample about which
-# all abstained is left out of its group's statistics and gets advantage 0, as in TRL. To add one: a function and a line
-# in ESTIMATORS.
+# Each takes the rewards [N, G, F] of F functions, NaN where one abstained, and their weights [F]; one that has a
+# parameter `lengths` also the tokens [N, G] of the completions. A sample about which all abstained is left out of its
+# group's statistics and gets advantage 0, as in TRL. To add one: a function and a line in ESTIMATORS.
 
 Estimator = Callable[..., np.ndarray]
 
@@ -103,11 +104,18 @@ def leave_one_out(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int
     return np.where(others > 0, rewards - mean, np.nan)
 
 
-def global_batch(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
-    """Rewards less their group's mean, normalised over the step (REINFORCE++-baseline, Hu et al. 2025, arXiv
-    2501.03262)."""
-    centred = _centred(totals(values, weights))
-    return (centred - np.nanmean(centred)) / (_deviation(centred, ddof, axis=None) + eps)
+def global_batch(
+    values: np.ndarray, weights: np.ndarray, eps: float, ddof: int, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """Rewards less their group's mean, normalised over the step's tokens, each of which has its completion's
+    (REINFORCE++-baseline, Hu et al. 2025, arXiv 2501.03262, whose advantages are of tokens; verl's `masked_whiten`,
+    whose 1e-8 beside the variance is the square of our eps). Without `lengths` all completions are of one."""
+    centred = _centred(totals(values, weights)).astype(np.float64)
+    tokens = np.where(np.isnan(centred), 0, 1 if lengths is None else lengths)
+    count = max(tokens.sum(), 1)
+    shifted = centred - np.nansum(tokens * centred) / count
+    variance = np.nansum(tokens * shifted**2) / max(count - ddof, 1)
+    return shifted / np.sqrt(variance + eps**2)
 
 
 def decoupled(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) -> np.ndarray:
@@ -135,11 +143,13 @@ def estimate(
     eps: float = 1e-4,
     ddof: int = 1,
     function: Estimator | None = None,
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """Advantages [N, G] float32 of rewards by function [N, G, F] under one of ESTIMATORS, or one's own
     ("path.py:function"); 0 where all abstained.
 
-    `function` is that of `name`, found before: one's own may remember what it was given in earlier steps.
+    `function` is that of `name`, found before: one's own may remember what it was given in earlier steps. `lengths`
+    [N, G], the completions' tokens, are for estimators with a parameter of that name; None: equal ones.
 
     Raises:
         ConfigError: fewer than two samples in a group; one's own that fails, or gives other than [N, G] finite numbers.
@@ -147,8 +157,9 @@ def estimate(
     chex.assert_rank(values, 3)
     _check_size(values.shape[1])
     given = np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof
+    known = told(function or estimator(name), np.ones(values.shape[:2], int) if lengths is None else lengths)
     with np.errstate(invalid="ignore", divide="ignore"):
-        advantages = ESTIMATORS[name](*given) if name in ESTIMATORS else _of_own(name, function, *given)
+        advantages = known(*given) if name in ESTIMATORS else _of_own(name, known, *given)
     return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
 
 
@@ -157,9 +168,13 @@ def estimator(name: str, files: Files | None = None) -> Estimator:
     return find_function(name, ESTIMATORS, "config.advantage_scale", files)
 
 
-def _of_own(name: str, function: Estimator | None, values: np.ndarray, *given: Any) -> np.ndarray:
+def told(function: Estimator, lengths: np.ndarray) -> Estimator:
+    """The estimator, with the completions' tokens [N, G] where it has a parameter for them."""
+    return partial(function, lengths=lengths) if "lengths" in inspect.signature(function).parameters else function
+
+
+def _of_own(name: str, own: Estimator, values: np.ndarray, *given: Any) -> np.ndarray:
     """A user's own estimate. Raises ConfigError where it fails or is none; NaN is that of a sample without reward."""
-    own = function or estimator(name)
     try:
         advantages = np.asarray(own(values, *given), np.float32)
     except Exception as error:  # the function is the user's: anything may be raised in it

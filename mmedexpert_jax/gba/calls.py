@@ -1,9 +1,11 @@
 """Calls of users' functions: in parallel, each with a time limit, and again after a failure."""
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmedexpert_jax import border
@@ -14,24 +16,27 @@ FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from attempt to a
 FAULTS = (AttributeError, ImportError, NameError, SyntaxError, TypeError, ZeroDivisionError, NotImplementedError)
 
 
-def call_all(
-    calls: Sequence[Callable[[], Any]],
-    names: Sequence[str],
-    timeout: float = 60.0,
-    attempts: int = 3,
-    workers: int = 16,
-) -> list[Any]:
+@dataclass(frozen=True)
+class Call:
+    """A call of a function without arguments."""
+
+    function: Callable[[], Any]
+    name: str  # for errors
+    # False: it counts its own tries and seconds, as a judge of ours does, which another limit would only cut short
+    limited: bool = True
+
+
+def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, workers: int = 16) -> list[Any]:
     """Results of `calls` in their order; what a call returns that can be awaited is awaited.
 
     An event loop of its own in a thread of its own runs them, since a notebook has one already. A call that does not
     end in time is left behind in a thread that does not keep the process alive.
 
     Args:
-        calls: functions without arguments.
-        names: of the calls, for errors.
+        calls: those that run beside each other.
         timeout: seconds of one attempt; 0: no limit.
         attempts: of one call.
-        workers: calls in flight at most.
+        workers: limited calls in flight at most.
 
     Raises:
         ConfigError: a call failed `attempts` times; it names the call and the error.
@@ -41,7 +46,7 @@ def call_all(
 
     def run() -> None:
         try:
-            outcome["results"] = asyncio.run(_all(calls, names, timeout, attempts, workers))
+            outcome["results"] = asyncio.run(_all(calls, timeout, attempts, workers))
         except BaseException as error:
             outcome["error"] = error
 
@@ -54,13 +59,13 @@ def call_all(
     return outcome["results"]
 
 
-async def _all(
-    calls: Sequence[Callable[[], Any]], names: Sequence[str], timeout: float, attempts: int, workers: int
-) -> list[Any]:
+async def _all(calls: Sequence[Call], timeout: float, attempts: int, workers: int) -> list[Any]:
     gate = asyncio.Semaphore(workers)
     tasks = [
-        asyncio.create_task(_tried(call, name, timeout, attempts, gate))
-        for call, name in zip(calls, names, strict=True)
+        asyncio.create_task(
+            _tried(call, timeout, attempts, gate) if call.limited else _tried(call, 0, 1, contextlib.nullcontext())
+        )
+        for call in calls
     ]
     try:
         return list(await asyncio.gather(*tasks))
@@ -69,12 +74,12 @@ async def _all(
             task.cancel()
 
 
-async def _tried(call: Callable[[], Any], name: str, timeout: float, attempts: int, gate: asyncio.Semaphore) -> Any:
+async def _tried(call: Call, timeout: float, attempts: int, gate: contextlib.AbstractAsyncContextManager) -> Any:
     """The result of a call, after as many attempts as it takes."""
     async with gate:
         for attempt in range(1, attempts + 1):
             try:
-                return await asyncio.wait_for(_in_thread(call), timeout or None)
+                return await asyncio.wait_for(_in_thread(call.function), timeout or None)
             except UserError:
                 raise
             except Exception as error:
@@ -83,7 +88,7 @@ async def _tried(call: Callable[[], Any], name: str, timeout: float, attempts: i
                     reason = f"no answer within {timeout:g} s"
                 if attempt == attempts or isinstance(error, FAULTS):
                     tries = f" {attempt} times" if attempt > 1 else ""
-                    raise ConfigError(f"{name} failed{tries}: {reason}") from error
+                    raise ConfigError(f"{call.name} failed{tries}: {reason}") from error
             await asyncio.sleep(FIRST_WAIT * 2 ** (attempt - 1))
     raise AssertionError("attempts are at least 1")
 

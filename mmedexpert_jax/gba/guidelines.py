@@ -1,6 +1,5 @@
 """P_guide (paper section 4.2): which query is put under which paradigm at which step."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from mmedexpert_jax import border
 from mmedexpert_jax.data import prompts
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.data.order import epoch_order, steps_of
+from mmedexpert_jax.data.order import epoch_order, seeded, steps_of
 from mmedexpert_jax.errors import ConfigError, DataError
 
 GROUPINGS = ("prompt", "query")
@@ -149,11 +148,8 @@ class Guidelines:
 
     @cached_property
     def _start(self) -> list[int]:
-        def hashed(index: int) -> bytes:
-            return hashlib.sha256(f"{self.seed}:{self.cases[index].id}".encode()).digest()
-
         ranks, used = [0] * len(self.cases), dict.fromkeys((case.paradigms for case in self.cases), 0)
-        for index in sorted(range(len(self.cases)), key=hashed):
+        for index in sorted(range(len(self.cases)), key=lambda index: seeded(self.seed, self.cases[index].id)):
             ranks[index] = used[self.cases[index].paradigms]
             used[self.cases[index].paradigms] += 1
         return ranks

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.gba.own_functions import Files, find_function
+from mmedexpert_jax import border
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.gba.own_functions import Files, find_function, weighted
 
 AGGREGATIONS = ("sequence", "token", "constant")
 RATIO_LEVELS = ("token", "sequence")
@@ -78,7 +80,8 @@ class Objective:
     max_tokens: int | None = None
     ratio_level: str = "token"
     surrogate: "str | Surrogate" = "clip"
-    coefs: Mapping[str, float] = field(default_factory=dict)  # weights of TERMS
+    coefs: Mapping[str, float] = field(default_factory=dict)  # weights of TERMS and of `terms`
+    terms: "Mapping[str, Term]" = field(default_factory=dict)  # beside TERMS, by the names of their functions
 
     def __post_init__(self):
         if self.aggregation not in AGGREGATIONS:
@@ -90,11 +93,18 @@ class Objective:
 
     @classmethod
     def from_config(cls, config: ConfigDict, files: Files | None = None) -> "Objective":
-        """That of a run; a surrogate of the user's own is of `files` where its file was run before.
+        """That of a run; a surrogate and terms of the user's own are of `files` where their files were run before.
 
         Raises:
-            ConfigError: there is no such surrogate.
+            ConfigError: there is no such surrogate or term, or a term stands twice.
         """
+        coefs = {name: config[name] for name in TERMS if name in config}
+        terms = {}
+        for spec in config.terms:
+            path, name, weight = weighted(spec, "config.terms")
+            if name in coefs:
+                raise ConfigError(f"config.terms: {border.shown(name)} is weighed already; leave one of the two out")
+            terms[name], coefs[name] = find_function(path, TERMS, "config.terms", files), weight
         return cls(
             clip=config.clip,
             clip_high=config.clip_high,
@@ -102,7 +112,8 @@ class Objective:
             max_tokens=config.max_new_tokens,
             ratio_level=config.ratio_level,
             surrogate=find_function(config.surrogate, SURROGATES, "config.surrogate", files),
-            coefs={name: config[name] for name in TERMS},
+            coefs=coefs,
+            terms=terms,
         )
 
 
@@ -131,7 +142,7 @@ def policy_terms(
         loss = loss * jax.lax.stop_gradient(tokens.weights)
     valid = jax.tree.map(lambda values: jnp.where(mask, values, 0.0), replace(tokens, logprobs=logprobs))
     for name, coef in objective.coefs.items():
-        if coef and (term := TERMS[name](valid)) is not None:
+        if coef and (term := {**TERMS, **objective.terms}[name](valid)) is not None:
             loss, stats = loss + coef * term[0], stats | term[1]  # after clipping, as in TRL
 
     loss = jnp.where(mask, loss, 0.0)
@@ -200,7 +211,8 @@ def _clip_stats(below: jax.Array, above: jax.Array) -> dict[str, jax.Array]:
 # -- terms beside the surrogate ----------------------------------------------------------------------------------------
 # Each takes the tokens and gives what its field, times this, adds to their loss, and its statistics; None where what it
 # reads is not there. They are summed as the surrogate is, by `aggregation` (verl's rule; TRL's entropy bonus is a mean
-# over tokens always). To add one: a function, a line in TERMS and the field that weighs it.
+# over tokens always). To add one: a function and a line in TERMS; the field of its name weighs it, or, without one,
+# `terms`.
 
 Term = Callable[[Tokens], tuple[jax.Array, dict[str, jax.Array]] | None]
 

@@ -1,8 +1,10 @@
-"""A user's own functions: rewards, surrogates and estimators in files or modules outside the package."""
+"""A user's own functions: rewards, surrogates, estimators and terms in files or modules outside the package."""
 
+import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Mapping
@@ -10,8 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import ConfigError
+
+LARGEST = float(np.finfo(np.float32).max)  # of a weight or a reward: losses and scores are float32
 
 Files = dict[Path, ModuleType]  # that were run, each once for all of a run's functions: they may share what it holds
 
@@ -23,9 +29,28 @@ def find_function(
     if name in known:
         return known[name]
     if "." not in name:
-        choices = ", ".join(known)
-        raise ConfigError(f'{field}={border.shown(name)} is unknown; one of {choices}, or your own "path.py:function"')
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(
+            f"{field}={border.shown(name)} is unknown; {hint}choose one of {', '.join(known)}, or your own "
+            '"path.py:function"'
+        )
     return load_function(name, f"{field}={border.shown(name)}", files)
+
+
+def weighted(spec: str, field: str) -> tuple[str, str, float]:
+    """Function, its bare name and its weight of "module.function=weight" or "path.py:function=weight", 1 without one.
+    Raises ConfigError, which names the field."""
+    found = re.fullmatch(r"(.*)=([^=/:]*)", spec, re.DOTALL)  # a folder may have a "=" too
+    path, weight = found.groups() if found else (spec, "1")
+    try:
+        number = float(weight.encode("ascii"))  # as text it would read the digits of every script
+    except ValueError:
+        number = float("nan")
+    if not abs(number) <= LARGEST:
+        shown = border.shown(spec)
+        raise ConfigError(f"{field}: {shown}: the weight {border.shown(weight)} is no finite number of float32")
+    return path.strip(), path.strip().replace(":", ".").rpartition(".")[2], number
 
 
 def load_function(spec: str, place: str, files: Files | None = None) -> Callable[..., Any]:

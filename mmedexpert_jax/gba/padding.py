@@ -105,7 +105,7 @@ class StripBuckets(NamedTuple):
         grain = max(longest) // 256 + 1  # few distinct lengths to choose among
         longest = [round_up(length, grain) for length in longest]
         lengths = levels(longest, np.full(len(longest), devices), sum(sum(size.each) for size in whole), PATCHES, most)
-        needs = [(level(lengths, length), *_rows(size, devices)) for length, size in zip(longest, whole, strict=True)]
+        needs = [(level(lengths, length), *_bounds(size, devices)) for length, size in zip(longest, whole, strict=True)]
         sizes = [bucket for length in lengths for bucket in _widths([need for need in needs if need[0] == length])]
         buckets = cls(0.0, _token_levels(groups, most), sorted(sizes, key=_computed))
         return buckets._replace(overhead=_overhead(buckets, groups, devices))
@@ -113,7 +113,7 @@ class StripBuckets(NamedTuple):
     def bucket(self, size: PromptSize, devices: int) -> SizeBucket:
         """The cheapest that holds a micro-batch, which is split among so many devices; where none does, as when groups
         were dropped, the largest in each respect, or what is needed beyond it."""
-        own = _longest(size.each, devices), *_rows(size, devices)
+        own = _longest(size.each, devices), *_bounds(size, devices)
         holds = (bucket for bucket in self.sizes if all(there >= one for there, one in zip(bucket, own, strict=True)))
         largest = tuple(max(*there, one) for *there, one in zip(*self.sizes, own, strict=True))
         length, images, patches = next(holds, largest)
@@ -200,7 +200,7 @@ def _longest(each: tuple[int, ...], devices: int) -> int:
     return max(sum(each[i] for i in images) for images in deal_images(each, devices))
 
 
-def _rows(size: PromptSize, devices: int) -> tuple[int, int]:
+def _bounds(size: PromptSize, devices: int) -> tuple[int, int]:
     """Images on a device and patches of the largest: the rows that attention has."""
     return cdiv(size.images, devices), size.patches
 

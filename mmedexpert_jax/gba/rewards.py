@@ -17,8 +17,8 @@ from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.advantages import totals
-from mmedexpert_jax.gba.calls import call_all
-from mmedexpert_jax.gba.own_functions import Files, load_function
+from mmedexpert_jax.gba.calls import Call, call_all
+from mmedexpert_jax.gba.own_functions import LARGEST, Files, load_function, weighted
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 
@@ -84,7 +84,7 @@ FOREIGN = {"prompt", "prompts", "completion", "completions", "completion_ids", "
 FOREIGN |= {"solution", "solution_str", "predict", "predicts", "predict_str", "ground_truth", "ground_truths"}
 FOREIGN |= {"data_source", "extra_info", "reward_input", "reward_inputs"}
 GATED = ("format", "structure")  # rewards of form
-LARGEST = float(np.finfo(np.float32).max)  # of a reward: scores are float32
+SURE = ("accuracy", "format", "structure", "length", "answer_first")  # of ours, which never abstain
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,8 @@ def from_config(
 
 def _custom(spec: str, files: Files) -> WeightedReward:
     """A user's function from "module.function=weight" or "path.py:function=weight"."""
-    found = re.fullmatch(r"(.*)=([^=/:]*)", spec, re.DOTALL)  # a folder may have a "=" too
-    path, weight = found.groups() if found else (spec, "1")
+    path, name, number = weighted(spec, "config.rewards.functions")
     place = f"config.rewards.functions: {border.shown(spec)}"
-    try:
-        number = float(weight.encode("ascii"))  # as text it would read the digits of every script
-    except ValueError:
-        number = float("nan")
-    if not abs(number) <= LARGEST:
-        raise ConfigError(f"{place}: the weight {border.shown(weight)} is no finite number of float32")
-    name = path.strip().replace(":", ".").rpartition(".")[2]
     reward = WeightedReward(name, number, load_function(path, place, files), own=True)
     keywords = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
     _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), keywords, place)
@@ -210,11 +202,19 @@ class Scores:
         return cls(np.concatenate([one.values for one in scores]), scores[0].rewards)
 
     def stats(self) -> dict[str, float]:
-        """Mean and deviation (ddof 1) by function and in all, over what was scored, under TRL's names."""
+        """Mean and deviation (ddof 1) by function and in all, over what was scored, under TRL's names; of one that may
+        abstain also the share of the completions on which it did."""
         stats: dict[str, float] = {}
         for i, reward in enumerate(self.rewards):
             stats |= _moments(self.values[..., i], f"rewards/{reward.name}/mean", f"rewards/{reward.name}/std")
+            if reward.name not in SURE:
+                stats[f"rewards/{reward.name}/abstained"] = float(np.isnan(self.values[..., i]).mean())
         return stats | _moments(self.total, "reward", "reward_std")
+
+    def silent(self) -> list[str]:
+        """The functions that abstained on every completion."""
+        nothing = np.isnan(self.values).all(axis=(0, 1))
+        return [reward.name for reward, all_of in zip(self.rewards, nothing, strict=True) if all_of]
 
     def by(self, kind: str, groups: Sequence[str | None]) -> dict[str, float]:
         """Means over the prompts of each group, e.g. "paradigms/bayesian/reward": of the sum, and by function.
@@ -279,13 +279,7 @@ def score(
     completions = [_context(rollout, i, j, max_new_tokens) for i in range(prompts) for j in range(group)]
     limits = {"timeout": timeout, "attempts": attempts, "workers": workers}
 
-    def column(reward: WeightedReward) -> list[float]:
-        if not reward.asks:
-            return _column(reward, completions[own], max_new_tokens, limits)
-        values = _column(reward, completions, max_new_tokens, limits) if processes.is_writer() else []
-        return processes.gather(values)[0][own]
-
-    columns = [column(reward) for reward in rewards]
+    columns = _columns(rewards, completions, own, max_new_tokens, limits)
     if gated:
         right = columns[[reward.name for reward in rewards].index("accuracy")]
         for place, reward in enumerate(rewards):
@@ -308,29 +302,58 @@ def _context(rollout: "Rollout", i: int, j: int, max_new_tokens: int) -> dict[st
     }
 
 
-def _column(
-    reward: WeightedReward, completions: Sequence[Mapping[str, Any]], max_new_tokens: int, limits: Mapping[str, Any]
-) -> list[float]:
-    """The values of one function for each completion; NaN where it abstains."""
+def _columns(
+    rewards: Sequence[WeightedReward],
+    completions: Sequence[Mapping[str, Any]],
+    own: slice,
+    max_new_tokens: int,
+    limits: Mapping[str, Any],
+) -> list[list[float]]:
+    """The values of each function for this process's `own` completions; NaN where it abstains.
+
+    Users' functions and what asks an endpoint run beside each other. A model in process waits for its turn, since two
+    threads would start collectives in an order of their own.
+    """
+    asked = {place: completions if processes.is_writer() else () for place, one in enumerate(rewards) if one.asks}
+    given = {place: asked.get(place, completions[own]) for place in range(len(rewards))}
+    beside = [place for place, one in enumerate(rewards) if (one.own or one.asks) and given[place]]
+    turns = [beside] * bool(beside) + [[place] for place in given if place not in beside and given[place]]
+    columns: dict[int, list[float]] = {place: [] for place in given}
+    for turn in turns:
+        calls = [_calls(rewards[place], given[place], max_new_tokens) for place in turn]
+        every = [call for some in calls for call in some]
+        threaded = any(rewards[place].whole or rewards[place].own for place in turn)
+        results = iter(call_all(every, **limits) if threaded else [call.function() for call in every])
+        for place, some in zip(turn, calls, strict=True):
+            columns[place] = _values(rewards[place], given[place], [next(results) for _ in some])
+    for place in asked:  # in the order of the rewards, in which the other processes wait for them
+        columns[place] = processes.gather(columns[place])[0][own]
+    return list(columns.values())
+
+
+def _calls(reward: WeightedReward, completions: Sequence[Mapping[str, Any]], max_new_tokens: int) -> list[Call]:
+    """The calls of a function that give its values: one of all completions, or one of each."""
+    if not reward.whole:
+        return [
+            Call(partial(_call, reward.function, one), f"reward {reward.name}, case {one['case'].id}")
+            for one in completions
+        ]
+    names = {"cases": "case", "texts": "text", "paradigms": "paradigm", "lengths": "length"}
+    arguments: dict[str, Any] = {many: [one[name] for one in completions] for many, name in names.items()}
+    arguments |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
+    cases, texts = arguments.pop("cases"), arguments.pop("texts")
+    return [Call(partial(reward.function, cases, texts, **arguments), f"reward {reward.name}", reward.own)]
+
+
+def _values(reward: WeightedReward, completions: Sequence[Mapping[str, Any]], given: Any) -> list[float]:
+    """The number of each completion, of what the calls of a function gave. Raises ConfigError."""
     if reward.whole:
-        names = {"cases": "case", "texts": "text", "paradigms": "paradigm", "lengths": "length"}
-        arguments: dict[str, Any] = {many: [one[name] for one in completions] for many, name in names.items()}
-        arguments |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
-        cases, texts = arguments.pop("cases"), arguments.pop("texts")
-        name = f"reward {reward.name}"
-        # a judge of ours counts its own tries and seconds: another limit around them would only cut them short
-        around = limits if reward.own else {"timeout": 0, "attempts": 1}
-        (given,) = call_all([partial(reward.function, cases, texts, **arguments)], [name], **around)
+        name, (given,) = f"reward {reward.name}", given
         given = _plainly(given, "tolist", name) if hasattr(given, "tolist") else given  # of any library
         each = isinstance(given, list | tuple)
         if not each or len(given) != len(completions):
             found = len(given) if each else type(given).__name__
             raise ConfigError(f"{name} gave {found} for {len(completions)} completions; give one number or None each")
-    elif reward.own:
-        calls = [partial(_call, reward.function, one) for one in completions]
-        given = call_all(calls, [f"reward {reward.name}, case {one['case'].id}" for one in completions], **limits)
-    else:
-        given = [_call(reward.function, one) for one in completions]
     return [_number(reward, one["case"], value) for one, value in zip(completions, given, strict=True)]
 
 

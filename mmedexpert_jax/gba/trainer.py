@@ -19,7 +19,7 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, totals
+from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, told, totals
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected, tell_equal
@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 DOMAINS = "domains"  # in a state's memory: the groups met so far, by specialty and difficulty
 ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0 before the first
 HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
+# what to look at where a reward of ours gives no number
+ABSTAINED = {
+    "judge": "no reply could be read: see judge.sqlite in the run directory, and name a model that keeps to the form",
+    "similarity": "it is for open questions, and embeddings.sqlite in the run directory has what the embedder gave",
+    "token_f1": "it is for open questions",
+}
 Round = tuple[Rollout, reward.Scores, np.ndarray]  # completions, their scores, and these by group [., G, F]
 
 
@@ -75,13 +81,15 @@ def train(config: ConfigDict, run: "Run", evaluate: Evaluate | None = None) -> P
     rounds = Ahead(functools.partial(_sample, job, config, key), job.steps)
     explained = bool(config.explain)
     hinted: set[str] = set()
+    silent: set[str] = set()
 
     def step(state: State, number: int) -> tuple[State, dict[str, float]]:
         nonlocal explained
         state, rollout, scores, metrics = _step(job, config, state, rounds, number, explained)
         explained = False  # the first step of this process alone
+        _tell_silent(scores, state.step, silent)
         if config.samples_every and is_due(state.step, config.samples_every, job.steps):
-            run.table("completions", state.step, _rows(rollout, scores))
+            run.table("completions", state.step, _sample_rows(rollout, scores))
         if is_due(state.step, HINTS_EVERY, job.steps):
             _hint(run, hinted)
         return state, metrics
@@ -101,6 +109,18 @@ def _hint(run: "Run", hinted: set[str]) -> None:
         if name not in hinted:
             hinted.add(name)
             print(f"hint: {sentence}", flush=True)
+
+
+def _tell_silent(scores: reward.Scores, step: int, told: set[str]) -> None:
+    """Prints, once for each, which rewards abstained on all of a step's completions."""
+    new = [name for name in scores.silent() if name not in told]
+    told.update(new)
+    for name in new if processes.is_writer() else ():
+        print(
+            f"step {step}: the reward {name} abstained on all {scores.total.size} completions, which count without it; "
+            f"{ABSTAINED.get(name, 'see that it returns numbers')}",
+            flush=True,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +184,12 @@ def _step(
     rewards, eps, ddof = totals(values, scores.weights), config.advantage_eps, config.advantage_ddof
     trained = np.ones(len(rewards), bool)
     if config.zero_variance != "keep":
-        trained = _first(_differs(rewards), config.prompts_per_step)
+        trained = _first(_teaches(values, scores, config), config.prompts_per_step)
     advantages = np.zeros(rewards.shape, np.float32)
     if trained.any():  # a scale over the step is that of the groups which it trains on
         given = values[trained], scores.weights, config.advantage_scale, eps, ddof
-        advantages[trained] = estimate(*given, job.estimator)  # equation 4
+        lengths = rollout.lengths.reshape(rewards.shape)[trained]
+        advantages[trained] = estimate(*given, job.estimator, lengths)  # equation 4
     if DOMAINS in state.memory:
         advantages, state = _weighted(advantages, job, config, state, rollout, rewards, values)
     rollout = _for_update(rollout.with_advantages(advantages), trained, config, step)
@@ -239,24 +260,34 @@ def _check(config: ConfigDict) -> None:
 
 
 def _try_out(config: ConfigDict, files: Files) -> None:
-    """Runs the estimator and the surrogate on two groups of two. Raises ConfigError where they cannot be had, fail,
-    or, as a user's own, give something else than is asked of them."""
+    """Runs the estimator, the surrogate and the terms on two groups of two. Raises ConfigError where they cannot be
+    had, fail, or, as a user's own, give something else than is asked of them."""
     values, weights = np.eye(2, dtype=np.float32)[..., None], np.ones(1, np.float32)
     logprobs, advantages, mask = np.zeros((2, 3), np.float32), np.ones(2, np.float32), np.ones((2, 3), bool)
-    eps, ddof = config.advantage_eps, config.advantage_ddof
+    eps, ddof, lengths = config.advantage_eps, config.advantage_ddof, np.full((2, 2), 3)
 
-    def loss() -> jax.Array:
-        objective = dataclasses.replace(Objective.from_config(config, files), coefs={})
+    def loss(terms: bool) -> jax.Array:
+        objective = Objective.from_config(config, files)
+        coefs = {name: coef for name, coef in objective.coefs.items() if terms and name in objective.terms}
+        objective = dataclasses.replace(objective, coefs=coefs)
         # traced, as in a gradient
         traced = jax.jit(lambda tokens, advantages, mask: policy_terms(tokens, advantages, mask, objective).loss)
-        return traced(Tokens(jax.device_put(logprobs)), advantages, mask)
+        there = {
+            "reference": config.beta,
+            "entropy": True,
+            "old_logprobs": config.inner_epochs * config.minibatches > 1,
+        }
+        there |= dict.fromkeys(("masked", "masked_entropy", "shown"), config.perception or config.perception_entropy)
+        given = {name: jax.device_put(logprobs) for name, is_there in there.items() if is_there and terms}
+        return traced(Tokens(jax.device_put(logprobs), **given), advantages, mask)
 
     calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         "advantage_scale": (
-            lambda: np.asarray(estimator(config.advantage_scale, files)(values, weights, eps, ddof)),
+            lambda: np.asarray(told(estimator(config.advantage_scale, files), lengths)(values, weights, eps, ddof)),
             (2, 2),
         ),
-        "surrogate": (loss, ()),
+        "surrogate": (functools.partial(loss, False), ()),
+        "terms": (functools.partial(loss, True), ()),
     }
     for field, (call, shape) in calls.items():
         place = f"config.{field}={border.shown(config[field])}"
@@ -328,9 +359,18 @@ def _guidelines(config: ConfigDict, cases: list[Case], levels: Difficulties = No
 
 
 def _wants_more(done: list[Round], config: ConfigDict) -> bool:
-    """True where a step samples again: once, or, with dynamic sampling, until as many groups as it trains on differ."""
-    differing = sum(int(_differs(totals(values, scores.weights)).sum()) for _, scores, values in done)
-    return not done or (len(done) <= refills(config) and differing < config.prompts_per_step)
+    """True where a step samples again: once, or, with dynamic sampling, until it has as many groups as it trains on."""
+    found = sum(int(_teaches(values, scores, config).sum()) for _, scores, values in done)
+    return not done or (len(done) <= refills(config) and found < config.prompts_per_step)
+
+
+def _teaches(values: np.ndarray, scores: reward.Scores, config: ConfigDict) -> np.ndarray:
+    """[.] bool: groups [., G, F] that `zero_variance` leaves in the update: those whose rewards differ, or, with
+    `filter.online`, whose share of right answers is within the filter's bounds."""
+    if not config.filter.online:
+        return _differs(totals(values, scores.weights))
+    right = values[..., [one.name for one in scores.rewards].index("accuracy")].mean(axis=1)
+    return (right >= np.float32(config.filter.least)) & (right <= np.float32(config.filter.most))
 
 
 def _differs(rewards: np.ndarray) -> np.ndarray:
@@ -436,7 +476,7 @@ def _clocks(began: float, sampled: float, rollout: Rollout) -> dict[str, float]:
     }
 
 
-def _rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
+def _sample_rows(rollout: Rollout, scores: reward.Scores) -> Iterator[dict]:
     """The completions table."""
     for i, prompt in enumerate(rollout.prompts):
         for j, text in enumerate(rollout.texts[i]):

@@ -16,6 +16,7 @@ from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.report import Figure
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import files, plots, report, stage_costs
 
 RESULT = "export/ablation.json"
@@ -79,7 +80,7 @@ def write(
     (path / "export" / "tables").mkdir(parents=True, exist_ok=True)
     files.write_json(path / RESULT, result)
     table = table_rows(result)
-    files.write_text(path / "export" / "tables" / f"table{config.table}.md", result_tables.markdown(table))
+    files.write_text(path / "export" / "tables" / f"table{config.table}.md", markdown(table))
     files.write_text(
         path / "export" / "tables" / f"table{config.table}.csv", result_tables.comma_separated(spread(result))
     )
@@ -124,11 +125,11 @@ def page(result: Mapping[str, Any], images: str = "") -> str:
     claims = "".join(f"- {claim['sentence']}\n" for claim in result["claims"])
     costs = [{name: str(value) for name, value in row.items()} for row in result["costs"]]
     sections = {
-        "Rows": f"{result_tables.markdown(table_rows(result))}\n{NOTE}\n",
+        "Rows": f"{markdown(table_rows(result))}\n{NOTE}\n",
         "Figure 3": "\n".join([*figures, FIGURE_NOTE + "\n"]) if figures else "",
         "Claims": claims,
-        "Diversity": f"{result_tables.markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
-        "Costs": f"{result_tables.markdown(costs)}\n{stage_costs.note(result['price'])}\n",
+        "Diversity": f"{markdown(diversity_rows(result))}\n{DIVERSITY_NOTE}\n",
+        "Costs": f"{markdown(costs)}\n{stage_costs.note(result['price'])}\n",
     }
     return head + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
 

@@ -1,6 +1,6 @@
 """The last lines of a job: what came out in words, one table of before and after, where it lies, and what follows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mmedexpert_jax.launch.held_out import first_and_last, paired_gain, table
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.result_tables import Rows
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.text_tables import aligned
 from mmedexpert_jax.runtime import files
@@ -28,7 +29,6 @@ ARTEFACTS = {
     "plots": "plots",
     "metrics": "metrics.jsonl",
 }
-Rows = list[dict[str, Any]]
 
 
 def closing(config: ConfigDict, compiled: float = 0.0) -> str:
@@ -51,7 +51,10 @@ def result(job: str, folder: Path) -> Rows:
             return [table(_ends(found))[0] | {"cases": name} for name, found in experts.items() if found]
         return table(_ends(first_and_last(folder)))
     if job in ("evaluate", "pipeline"):
-        return [row for rows in _compared(folder if job == "evaluate" else folder / "evaluate") for row in rows]
+        rows = compared_runs([folder if job == "evaluate" else folder / "evaluate"])
+        several = len({row["benchmark"] for row in rows}) > 1
+        columns = ("model", "number", "accuracy", "gain", *(["benchmark"] if several else []))
+        return [{name: row[name] for name in columns if name in row} for row in rows]
     return []
 
 
@@ -59,26 +62,12 @@ def _ends(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
     return dict(zip(("before", "after"), found.values(), strict=False))
 
 
-def _compared(folder: Path) -> Iterator[Rows]:
-    """A list of rows a benchmark: every model's accuracy, and its paired gain over the first."""
-    summary = files.read_json(folder / "export" / "summary.json") or {}
-    for benchmark, models in summary.items():
-        found = {name: Evaluation.read(rows_path(folder, benchmark, name)) for name in models}
-        first = next(iter(found.values()))
-        rows: Rows = []
-        for name, evaluation in found.items():
-            accuracy = evaluation.accuracy()
-            row = {"model": name, "number": str(accuracy["items"]), "accuracy": result_tables.cell(accuracy)}
-            rows.append(row | ({} if evaluation is first else {"gain": paired_gain(first, evaluation)}))
-        yield [row | ({"benchmark": benchmark} if len(summary) > 1 else {}) for row in rows]
-
-
 def compared_runs(folders: Sequence[Path]) -> Rows:
     """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
     benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
     found: dict[str, list[tuple[str, str, Evaluation]]] = {}
     for folder in folders:
-        summary = files.read_json(folder / "export" / "summary.json")
+        summary = files.json_or_none(folder / "export" / "summary.json")
         for benchmark, models in summary.items() if isinstance(summary, dict) else ():
             for name in models if isinstance(models, dict) else ():
                 path = rows_path(folder, benchmark, name)
@@ -151,7 +140,7 @@ def _next(config: ConfigDict, folder: Path) -> list[str]:
     def on(job: str, model: Path = folder) -> str:
         preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
         default = Path("runs", f"{job}-{preset}")
-        held = files.read_json(default / "config.json") or {}
+        held = files.json_or_none(default / "config.json") or {}
         # an evaluation goes on with other models; any other job would be refused in the run of another one
         taken = job != "evaluate" and held and held.get("model", {}).get("path") != str(model)
         return f"{job}:{preset} model.path={model}" + (f" workdir={free_folder(default)}" if taken else "")

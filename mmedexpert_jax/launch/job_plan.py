@@ -70,7 +70,7 @@ def describe(config: ConfigDict) -> str:
 
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *([] if ended else _hours(config, counts, asked))]
-    lines += [*_advice(config, counts), *_changed(given)]
+    lines += [*_advice(config, counts), *_changed_fields(given)]
     start = "" if ended else "without plan it starts; "
     return "\n".join([*lines, f"nothing was run; {start}fields: mmedexpert {config.job} --help"])
 
@@ -248,7 +248,7 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str], planned: int) -
         if step:
             money = hours.money(rest, hardware.find(""), config.price)
             left_of = f"left of {steps:,} steps{money}: {step:.1f} s each, measured here"
-            yield f"time     about {hours.readable(rest)} {left_of}"
+            yield f"time     about {hours.duration(rest)} {left_of}"
             return
     taken, looked = 0.0, False
     try:
@@ -277,7 +277,7 @@ def _hours(config: ConfigDict, counts: dict[str, Counter | str], planned: int) -
         yield f"time     not known for {hours.name_of(devices)}, of which no figures are here; a few steps measure it"
 
 
-def _changed(config: ConfigDict) -> Iterator[str]:
+def _changed_fields(config: ConfigDict) -> Iterator[str]:
     """A line for each field that differs from its preset's value."""
     try:
         preset = fields(read_config(f"configs/{config.job}.py:{config.preset}"))
@@ -289,8 +289,8 @@ def _changed(config: ConfigDict) -> Iterator[str]:
 
 
 def brief(config: ConfigDict) -> str:
-    """The needs of a job on the devices that are here, for a notebook's first cell. Raises ResourceError as `check`."""
-    check(config)
+    """The needs of a job on the devices that are here, for a notebook's first cell. Raises as `check_memory`."""
+    check_memory(config)
     return "\n".join(_needed(config, _counts(config)[0]))
 
 
@@ -309,7 +309,7 @@ def check_devices(config: ConfigDict) -> None:
         mesh_check.check(stage, prefix)
 
 
-def check(config: ConfigDict) -> None:
+def check_memory(config: ConfigDict) -> None:
     """Raises ResourceError with the smallest change under which it fits, where a job does not fit the devices."""
     from mmedexpert_jax.plan import budget
 

@@ -1,6 +1,5 @@
 """Job dispatch: a validated config becomes an open run, a stage, and a summary of where things are."""
 
-import json
 import os
 import re
 import shutil
@@ -25,8 +24,8 @@ from mmedexpert_jax.launch.job_plan import (
     STAGED,
     adapter_folder,
     beyond_positions,
-    check,
     check_devices,
+    check_memory,
     check_models,
     describe,
     preflight,
@@ -123,7 +122,7 @@ def _carry_out(config: ConfigDict) -> None:
         if config.job in COUNTED:
             check_models(config)
         _say(describe(config))
-        check(config)
+        check_memory(config)
         return
     from mmedexpert_jax.launch.closing import closing
     from mmedexpert_jax.runtime.progress import COMPILING
@@ -217,7 +216,7 @@ def _dsa(config: ConfigDict, run: "Run") -> None:
         load_cases(config.data.path, "train", specialty=name, limit=config.limit, seed=config.seed)
     for name in SPECIALTIES:
         pipeline.stop_if_asked(run, name)
-        _run_part(_changed(config, workdir=str(run.path / name), specialty=name, fresh=False))
+        _run_part(_with_changes(config, workdir=str(run.path / name), specialty=name, fresh=False))
     run.finish({"experts": {name: str(run.path / name) for name in SPECIALTIES}})
 
 
@@ -271,9 +270,9 @@ def _evaluate(config: ConfigDict, run: "Run") -> None:
         processes.barrier()
         split = {"process": processes.index(), "processes": processes.count()}
         with costs.shared(), processes.alone():
-            medeval.answer(_changed(config, answers=folder, **split), run)
+            medeval.answer(_with_changes(config, answers=folder, **split), run)
         processes.barrier()
-        config = _changed(config, fresh=False)
+        config = _with_changes(config, fresh=False)
     if processes.is_writer():
         with processes.alone():
             medeval.run(config, run)
@@ -290,9 +289,12 @@ def _export(config: ConfigDict, run: "Run") -> None:
     else:
         from mmedexpert_jax import models
         from mmedexpert_jax.models.hub_card import training_of
+        from mmedexpert_jax.models.load import load_folded
 
         source = config.model.path
-        model, params = _folded(source, config.model.dtype or "checkpoint")
+        model, params, cost = load_folded(source, config.model.dtype or "checkpoint")
+        if cost:
+            print(f"{cost}; --config.model.dtype=float32 or --config.format=adapter keeps them", flush=True)
         origin = models.locate.origin(source)
         about = training_of(Path(source).expanduser()) + _place(origin, bool(config.push))
         models.save_pretrained(output, model, params, models.load_processor(source), origin=origin, about=about)
@@ -342,22 +344,7 @@ def _write_base(config: dict[str, Any], base: str, path: Path) -> None:
 
     name = on_the_hub(base) or base
     revision = base.removeprefix(name).removeprefix("@") or None
-    text = json.dumps(config | {"base_model_name_or_path": name, "revision": revision}, indent=2)
-    path.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _folded(source: str, dtype: str) -> tuple[Any, dict]:
-    """The model behind a path with its adapters folded in; prints what a dtype less exact than the deltas' costs."""
-    from mmedexpert_jax import lora, models
-
-    model, params, deltas = models.load_policy(source, dtype=dtype, quantize="none")
-    if deltas is None:
-        return model, params
-    folded = lora.fold(params, deltas)
-    if folded["model"]["embed_tokens"]["weight"].dtype != "float32":
-        kept = "--config.model.dtype=float32 or --config.format=adapter keeps them"
-        print(f"{lora.rounding(params, folded, deltas)}; {kept}", flush=True)
-    return model, folded
+    border.write_settings(path, config | {"base_model_name_or_path": name, "revision": revision})
 
 
 def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
@@ -407,7 +394,7 @@ def _pretrain(config: ConfigDict, run: "Run") -> None:
     run.finish({"model": str(path)})
 
 
-def _changed(config: ConfigDict, **changes: Any) -> ConfigDict:
+def _with_changes(config: ConfigDict, **changes: Any) -> ConfigDict:
     copy = config.copy_and_resolve_references().unlock()
     copy.update(changes)
     return copy.lock()

@@ -9,6 +9,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import files, metrics, plots, report, stage_costs
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
         DataError: the evaluation's summary is gone.
     """
     summaries = stages[-1] / "export" / "summary.json"
-    names = files.read_json(summaries)  # by benchmark
+    names = files.json_or_none(summaries)  # by benchmark
     if not names:
         raise DataError(f"{summaries} is missing or broken; run the pipeline again with fresh=True")
     found = {name: {model: Evaluation.read(rows_path(stages[-1], name, model)) for model in models} for name in names}
@@ -42,7 +43,7 @@ def finish(run: "Run", stages: Sequence[Path], models: Sequence[str], price: flo
         f"{name}: {result_tables.HEADLINE}" if several else result_tables.HEADLINE: _table(found[name])
         for name in found
     }
-    text = "\n".join(f"{title}\n\n" * several + result_tables.markdown(rows) for title, rows in parts.items())
+    text = "\n".join(f"{title}\n\n" * several + markdown(rows) for title, rows in parts.items())
     files.write_text(run.path / "table.md", text)
     accuracies = {name: {model: found[name][model].accuracy()["accuracy"] for model in models} for name in found}
     run.finish({"accuracy": accuracies if several else next(iter(accuracies.values()))})

@@ -36,7 +36,7 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
     _remember(run.path)
     hashes = dict(_hashes(config)) if processes.is_writer() else {}
     begun = run.checkpoints.latest() is not None
-    for field, path in processes.agree(list(_changed(hashes, run.path)) if begun else []):
+    for field, path in processes.agree(list(_changed_files(hashes, run.path)) if begun else []):
         if field == "data.path":  # of the cases that are trained on, the checkpoint knows more
             continue
         if field == "model.path" and field not in config.allow_changes:
@@ -51,9 +51,9 @@ def note_sources(config: ConfigDict, run: "Run") -> None:
         files.write_json(run.path / SOURCES, {**hashes, TABLES: _known(config)})
 
 
-def _changed(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Iterator[tuple[str, str]]:
+def _changed_files(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Iterator[tuple[str, str]]:
     """(field, path) of files of other `hashes` than when a run in `folder` was last started."""
-    before = files.read_json(folder / SOURCES)
+    before = files.json_or_none(folder / SOURCES)
     for field, of_field in hashes.items() if isinstance(before, dict) else ():
         earlier = before.get(field)
         if isinstance(earlier, dict):
@@ -70,7 +70,7 @@ def tell_changed(config: ConfigDict, folder: Path) -> None:
     with suppress(UserError):  # a model that is there no longer
         hashes = dict(_hashes(config)) if runs else {}
         for run in runs:
-            for field, path in _changed(hashes, run):
+            for field, path in _changed_files(hashes, run):
                 line = f"{run}: config.{field}: {path} has changed since it was made; delete the folder to make it anew"
                 print(line, flush=True)
 
@@ -87,7 +87,7 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     if "rewards" not in config:
         return
     own = {"rewards.functions": config.rewards.functions, "surrogate": [config.surrogate]}
-    own["advantage_scale"] = [config.advantage_scale]
+    own |= {"advantage_scale": [config.advantage_scale], "terms": config.terms}
     texts = {"guideline_text": config.guideline_text, "rewards.judge.rubric": config.rewards.judge.rubric}
     for field, specs in own.items():
         yield field, _hashed(map(_code, specs))
@@ -131,7 +131,7 @@ def _known(config: ConfigDict) -> dict[str, tuple[int, int, str]]:
 
 def _remember(folder: Path) -> None:
     """Takes the hashes of tables from a run's last start, so that none is read again that is as it was then."""
-    found = files.read_json(folder / SOURCES)
+    found = files.json_or_none(folder / SOURCES)
     tables = found.get(TABLES) if isinstance(found, dict) else None
     for file, version in tables.items() if isinstance(tables, dict) else ():
         match version:

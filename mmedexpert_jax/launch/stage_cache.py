@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import __version__
 from mmedexpert_jax.config import field_of, flatten
+from mmedexpert_jax.config.fields import LATER
 from mmedexpert_jax.launch.pipeline import stage_config
 from mmedexpert_jax.launch.table3 import Stage
 from mmedexpert_jax.runtime import files, processes
@@ -138,11 +139,13 @@ def stage_lock(task: Task, check: Callable[[], None]) -> Iterator[None]:
 
 
 def hashed_fields(config: ConfigDict) -> dict[str, Any]:
-    """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them."""
+    """The fields of a stage that its result depends on, as plain data; paths to other stages are not among them, nor
+    fields that came later and leave what was done before as it was."""
     unset = ("", 0, False, None, "none")
     reading = {key: value for key, value in config.model.to_dict().items() if key != "path" and value not in unset}
     fields = files.plain(config.to_dict()) | {"model": reading | {"dtype": config.model.dtype}, "experts": None}
-    return {key: value for key, value in flatten(fields) if field_of(key, config.job).resume != "free"}
+    kept = ((key, value) for key, value in flatten(fields) if key not in LATER or value != LATER[key])
+    return {key: value for key, value in kept if field_of(key, config.job).resume != "free"}
 
 
 def label(stage: Stage, seed: int) -> str:

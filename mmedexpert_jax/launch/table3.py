@@ -43,7 +43,7 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of section 5.2.3 or 1: the rows `better` are above the rows `worse` in `measure`, pair by pair."""
+    """A sentence of section 5.2.3 or 1, or of ours: rows `better` are above rows `worse` in `measure`, pair by pair."""
 
     text: str
     better: tuple[str, ...]
@@ -134,8 +134,15 @@ CLAIMS = (
     Claim("CAH achieves a significant boost over the base", ("CAH",), ("Base",)),
     Claim("BS alone falls below the base", ("Base",), ("BS",)),
     Claim("GBA outperforms GRPO", ("GBA",), ("GRPO",)),
+    Claim("GBA without its reward for structure outperforms GRPO", ("GBA without structure",), ("GRPO",)),
+    Claim("GBA outperforms GBA without its reward for structure", ("GBA",), ("GBA without structure",)),
     Claim("merging experts before GBA is better than mixing their data", ("DSA + GBA",), ("Mixed SFT + GBA",)),
     Claim("merging at several stages is better than merging once", ("Ours",), ("DSA + GBA",)),
+    Claim(
+        "a task vector of GBA taken against the base outperforms one against its start",
+        ("Ours",),
+        ("Ours (rl_origin=start)",),
+    ),
     Claim("TIES outperforms task arithmetic", ("Ours",), ("Task arithmetic",)),
     Claim("TIES outperforms SLERP", ("Ours",), ("SLERP",)),
     Claim("task arithmetic outperforms SLERP", ("Task arithmetic",), ("SLERP",)),

@@ -34,7 +34,7 @@ def make_teacher(config: ConfigDict, run: "Run") -> Callable[[ConfigDict, "Answe
 
 def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run") -> tuple[str, "Teacher"]:
     """A model of this process, loaded when something has to be asked."""
-    from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
+    from mmedexpert_jax.medeval.backends.jax_engine import weights_hash
     from mmedexpert_jax.mmedexpert.local_teacher import LocalTeacher
     from mmedexpert_jax.models.load import chosen_reading
 
@@ -49,7 +49,7 @@ def _local(config: ConfigDict, group: ConfigDict, answers: "Answers", run: "Run"
 
     stop = functools.partial(stop_if, run.interrupted, "what was answered is stored; the same command resumes")
     names = ("max_tokens", "temperature", "seed", "max_prompt_length")
-    settings = {name: group[name] for name in names} | {"weights": fingerprint(config.model.path)} | chosen_reading()
+    settings = {name: group[name] for name in names} | {"weights": weights_hash(config.model.path)} | chosen_reading()
     teacher = LocalTeacher(config.model.path, settings, answer, answers, batch_size=group.batch_size, stop=stop)
     return config.model.path, teacher
 

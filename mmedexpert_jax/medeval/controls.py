@@ -218,15 +218,18 @@ def _row(plain: Evaluation, repeats: Sequence[Control]) -> dict[str, Any]:
     accuracy = before.accuracy()["accuracy"]
     loss, low, high = (-100 * gain for gain in (compared.difference, compared.high, compared.low))
     row: dict[str, Any] = {
-        "items": str(compared.items),
-        "plain": f"{100 * accuracy:.1f}",
-        "changed": f"{100 * (accuracy + compared.difference):.1f}",
+        "items": compared.items,
+        "plain": Figure.percent(accuracy),
+        "changed": Figure.percent(accuracy + compared.difference),
         "loss": Figure(loss, other=(low, high), signed=True, paired=True),
         "consistency": "",
         "letter bias": "",
     }
     if repeats[0].name == "shuffle":
-        row |= {"consistency": f"{100 * consistency(before, repeats):.1f}", "letter bias": letter_bias(before, repeats)}
+        row |= {
+            "consistency": Figure.percent(consistency(before, repeats)),
+            "letter bias": letter_bias(before, repeats),
+        }
     return row
 
 
@@ -238,11 +241,11 @@ def _pairs_row(pairs: Control) -> dict[str, Any]:
     apart = [_chosen(first[0], one) != _chosen(second[0], other) for first, second, one, other in found]
     low, high = bootstrap(single - both)
     return {
-        "items": str(2 * len(found)),
-        "plain": f"{100 * single.mean():.1f}",
-        "changed": f"{100 * both.mean():.1f}",
+        "items": 2 * len(found),
+        "plain": Figure.percent(single.mean()),
+        "changed": Figure.percent(both.mean()),
         "loss": Figure(100 * float((single - both).mean()), other=(100 * low, 100 * high), signed=True, paired=True),
-        "told apart": f"{100 * float(np.mean(apart)):.1f}",
+        "told apart": Figure.percent(float(np.mean(apart))),
     }
 
 
@@ -311,7 +314,7 @@ def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
         if control.name == "pairs":
             row = _pairs_row(control)
             told.append(
-                f"{model}: of {int(row['items']) // 2} pairs of near-identical images with different keys "
+                f"{model}: of {row['items'] // 2} pairs of near-identical images with different keys "
                 f"{row['changed']} % are right on both, and {row['told apart']} % are told apart."
             )
     return " ".join(told)
@@ -322,11 +325,12 @@ def _by_blindness(model: str, plain: Evaluation, blind: Control) -> str:
     before = Evaluation(tuple(row for row in plain.rows if row.id in ids)).accuracy()["accuracy"]
     compared = compare_evaluations([blind.evaluation], [Evaluation(tuple(r for r in plain.rows if r.id in ids))])
     left = before - compared.difference
-    doubt = " The interval holds 0: that the image is used is not shown." if compared.low <= 0 <= compared.high else ""
+    need = Figure.percent(compared.difference, compared.low, compared.high, paired=True)
+    doubt = "" if need.settled else " The interval holds 0: that the image is used is not shown."
+    (interval,) = need.intervals()
     return (
         f"{model}: of {100 * before:.1f} % right on the {len(ids)} items with images {100 * left:.1f} % remain with "
-        f"{TITLES[blind.name]}; {100 * compared.difference:.1f} points [{100 * compared.low:.1f}, "
-        f"{100 * compared.high:.1f}] need the image.{doubt}"
+        f"{TITLES[blind.name]}; {need.middle} points {interval} need the image.{doubt}"
     )
 
 

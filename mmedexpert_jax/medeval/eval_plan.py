@@ -27,7 +27,7 @@ RUNS_ON = {"jax": "the JAX engine", "transformers": "transformers"}
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """The load of a benchmark on a model, estimated: answers, tokens of all prompts, tokens of answers at most."""
 
     answers: int
@@ -47,19 +47,19 @@ def describe(config: ConfigDict) -> tuple[list[str], int]:
     loaded = load(config, lines.append)
     lines = [f"benchmark  {text}".replace("\n", f"\n{'':11}") for text in lines]
     items = {key: _items(config, benchmark.items) for key, benchmark in loaded.items()}
-    loads = []
+    estimates = []
     for target in models(config):
         lines.append(f"model      {target.name}: {target.model} on {RUNS_ON.get(target.kind, target.url or '?')}")
         count, exact = _counter(target)
         for key, benchmark in loaded.items():
             asked = questions(items[key], style(config, target), config.paradigm or None)
-            text, load_ = _estimate(config, asked, count, exact)
+            text, estimate = _estimate(config, asked, count, exact)
             if more := len(items[key]) - len(benchmark.items):
                 text += f"; {more:,} of {len(items[key]):,} items are of controls"
             lines.append(f"{'':11}{key}, prompt {style(config, target)}: {text}{_stored(config, target, key)}")
-            loads.append((target, load_))
-    ours = sum(load_.answers for target, load_ in loads if target.kind != "endpoint")
-    return [*lines, *_sum(config, loads), *_judge(config, items, len(models(config)))], ours
+            estimates.append((target, estimate))
+    ours = sum(estimate.answers for target, estimate in estimates if target.kind != "endpoint")
+    return [*lines, *_sum(config, estimates), *_judge(config, items, len(models(config)))], ours
 
 
 def _items(config: ConfigDict, items: Sequence[Case]) -> list[Case]:
@@ -85,8 +85,8 @@ def _counter(target: Target) -> tuple[Callable[[Question], int], bool]:
 
 def _estimate(
     config: ConfigDict, asked: Sequence[Question], count: Callable[[Question], int], exact: bool
-) -> tuple[str, Load]:
-    """In words and as a `Load`; the mean of a sample stands for all, and a second turn repeats the first with its
+) -> tuple[str, Workload]:
+    """In words and as a `Workload`; the mean of a sample stands for all, and a second turn repeats the first with its
     answer."""
     sample = [asked[i * len(asked) // min(SAMPLE, len(asked))] for i in range(min(SAMPLE, len(asked)))]
     lengths = []
@@ -99,7 +99,7 @@ def _estimate(
     answers = len(asked) * config.num_samples
     turns = 1 + any(question.follow_up for question in asked)
     prompt = len(asked) * mean + (turns - 1) * answers * (mean + config.max_new_tokens)
-    done = Load(answers * turns, round(prompt), answers * turns * config.max_new_tokens)
+    done = Workload(answers * turns, round(prompt), answers * turns * config.max_new_tokens)
     text = f"{len(asked):,} questions x {config.num_samples}{' x 2 turns' if turns > 1 else ''}"
     text += f" = {done.answers:,} answers; about {done.prompt:,} prompt tokens ({mean:.0f} a question), "
     text += f"at most {done.completion:,} of answers"
@@ -116,15 +116,16 @@ def _stored(config: ConfigDict, target: Target, key: str) -> str:
     return f"; {lines:,} lines of answers are stored" if lines else ""
 
 
-def _sum(config: ConfigDict, loads: Sequence[tuple[Target, Load]]) -> list[str]:
+def _sum(config: ConfigDict, estimates: Sequence[tuple[Target, Workload]]) -> list[str]:
     """All answers and tokens, the share of each process, and dollars where an endpoint's prices are set."""
-    total = Load(*(sum(getattr(each, name) for _, each in loads) for name in ("answers", "prompt", "completion")))
+    names = ("answers", "prompt", "completion")
+    total = Workload(*(sum(getattr(each, name) for _, each in estimates) for name in names))
     each = f", 1/{config.processes} of them by each process" if config.processes > 1 else ""
     tokens = f"about {total.prompt:,} prompt tokens, at most {total.completion:,} of answers"
     lines = [f"in all     {total.answers:,} answers{each}; {tokens}"]
     kept = total.answers * answer_bytes(config.max_new_tokens)
     lines.append(f"disk       at most about {kept / 1e6:.1f} MB: stored answers and rows, without the report's images")
-    remote = [each for target, each in loads if target.kind == "endpoint"]
+    remote = [each for target, each in estimates if target.kind == "endpoint"]
     if remote and (config.endpoint.price_input or config.endpoint.price_output):
         dollars = sum(each.prompt for each in remote) * config.endpoint.price_input
         dollars += sum(each.completion for each in remote) * config.endpoint.price_output

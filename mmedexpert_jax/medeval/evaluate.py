@@ -191,13 +191,13 @@ def _counted(row: AnswerRow) -> bool:
     return row.right if "judge" in row.verdicts else row.verdicts.get("strict", row.right)
 
 
-def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int = 0) -> Comparison:
+def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Comparison:
     """Paired comparison over the items that both sides answered; runs (seeds) and samples of an item stay together."""
     before, after = _pooled(first), _pooled(second)
     shared = [item for item in before if item in after]
     if not shared:
         raise DataError("the two evaluations have no case in common: evaluate both on the same split")
-    return compare([before[item] for item in shared], [after[item] for item in shared], seed)
+    return compare([before[item] for item in shared], [after[item] for item in shared])
 
 
 def _pooled(evaluations: Sequence[Evaluation]) -> dict[str, list[float]]:

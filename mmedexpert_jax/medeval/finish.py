@@ -15,6 +15,8 @@ from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
 from mmedexpert_jax.medeval.result_tables import HEADLINE, Rows
 from mmedexpert_jax.medeval.systems import Target
+from mmedexpert_jax.report import Figure
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import Run, costs, files
 from mmedexpert_jax.runtime.report import Table
 
@@ -61,7 +63,7 @@ def finish(
         Table(f"{table.title} (rows without a mark: {SOURCE})", paper_tables.narrow(table.rows), table.note)
         for table in papers
     ]
-    spent = {name: str(value) for name, value in costs.readable(run.cost).items()}
+    spent = {name: str(value) for name, value in costs.rounded(run.cost).items()}
     sent = [Table("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
     tables = [*narrow, *sections[len(papers) :], *sent, Table("Cost", [spent], "", True)]
     eval_page.write(run.path, tables, results, styles, config.paradigm or None, config.report_items)
@@ -186,8 +188,7 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
         ordered = [*(value for value in headings if value in row), *(key for key in row if key not in headings)]
         rows.append({"model": name} | figures | {headings.get(key, key): row[key] for key in ordered})
     if baselines:
-        uniform = result_tables.chance_row(chance(benchmark.items))
-        rows.append({"model": uniform["model"], "micro": uniform["accuracy"]})
+        rows.append({"model": "chance (uniform guess)", "micro": Figure.percent(chance(benchmark.items))})
     return rows
 
 
@@ -202,7 +203,7 @@ def _write_table(
 ) -> None:
     place = folder / "export" / "tables"
     place.mkdir(parents=True, exist_ok=True)
-    files.write_text(place / f"{name}.md", f"{title}\n\n{result_tables.markdown(readable)}\n{note}\n")
+    files.write_text(place / f"{name}.md", f"{title}\n\n{markdown(readable)}\n{note}\n")
     files.write_text(place / f"{name}.csv", result_tables.comma_separated(spread))
     files.write_text(place / f"{name}.tex", result_tables.latex(readable, f"{title}. {note}"))
     files.write_json(place / f"{name}.json", structured)
@@ -212,4 +213,4 @@ def _markdown(table: Table) -> str:
     note = f"\n{table.note}\n" if table.note else ""
     if all(list(row) == [""] for row in table.rows):  # lines of text
         return f"## {table.title}\n\n```text\n" + "".join(f"{row['']}\n" for row in table.rows) + "```\n"
-    return f"## {table.title}\n\n{result_tables.markdown(table.rows)}{note}"
+    return f"## {table.title}\n\n{markdown(table.rows)}{note}"

@@ -8,7 +8,6 @@ from mmedexpert_jax.medeval.evaluate import Evaluation, compare_evaluations
 from mmedexpert_jax.medeval.stats import holm
 from mmedexpert_jax.report.figure import Figure, parts
 from mmedexpert_jax.report.text_tables import column_names
-from mmedexpert_jax.report.text_tables import markdown as markdown
 
 Rows = list[dict[str, Any]]  # by column, texts and figures
 HEADLINE = "Accuracy, % [Wilson] (bootstrap)"
@@ -137,11 +136,6 @@ def comparison_warning(comparisons: int, benchmarks: int = 1) -> str:
         f"with a chance of {100 * (1 - 0.95**total):.0f} %. Judge by Holm's p, which allows for {holm}; the intervals "
         "do not."
     )
-
-
-def chance_row(share: float) -> dict[str, Any]:
-    """A row of `models_table` for a uniform guess, whose accuracy is known exactly."""
-    return {"model": "chance (uniform guess)", "accuracy": Figure.percent(share)}
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:

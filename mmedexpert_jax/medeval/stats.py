@@ -8,33 +8,32 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtr, stdtrit
 
+LEVEL = 0.95  # of every interval
+RESAMPLES = 10_000  # of every bootstrap and test, drawn from one seed
 
-def bootstrap(
-    values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one value per item (a mean over its samples, a difference)."""
-    return stratified_bootstrap([values], level, resamples, seed)
+    return stratified_bootstrap([values])
 
 
-def stratified_bootstrap(
-    strata: Sequence[Sequence[float]], level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+def stratified_bootstrap(strata: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of the strata's means, items drawn within each stratum."""
-    rng = np.random.default_rng(seed)
-    means = [_resampled_means(np.asarray(values, np.float64), resamples, rng) for values in strata if len(values)]
+    rng = np.random.default_rng(0)
+    means = [_resampled_means(np.asarray(values, np.float64), rng) for values in strata if len(values)]
     if not means:
         return 0.0, 0.0
-    low, high = np.quantile(np.mean(means, 0), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.mean(means, 0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _resampled_means(items: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means [resamples] of items drawn with replacement; equal values are drawn together, by their counts."""
+def _resampled_means(items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means [RESAMPLES] of items drawn with replacement; equal values are drawn together, by their counts."""
     values, counts = np.unique(items, return_counts=True)
     size = max(1, 10_000_000 // len(values))  # bounds the memory of a chunk
     chunks = [
-        rng.multinomial(len(items), counts / len(items), min(size, resamples - start)) @ values
-        for start in range(0, resamples, size)
+        rng.multinomial(len(items), counts / len(items), min(size, RESAMPLES - start)) @ values
+        for start in range(0, RESAMPLES, size)
     ]
     return np.concatenate(chunks) / len(items)
 
@@ -68,30 +67,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def student(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+def student(values: Sequence[float]) -> tuple[float, float] | None:
     """Interval of the mean by Student's t, such as over seeds; None for fewer than two values."""
     if len(values) < 2:
         return None
-    half = stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
+    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
     centre = float(np.mean(values))
     return centre - float(half), centre + float(half)
 
 
-def sign_flip(differences: Sequence[float], resamples: int = 10_000, seed: int = 0) -> float:
+def sign_flip(differences: Sequence[float]) -> float:
     """Two-sided p-value of a paired randomisation test (Fisher 1935): how often differences with random signs have a
     mean as far from 0 as theirs; the observed signs count as one of the draws. 1 if no pair differs."""
     values = np.asarray(differences, np.float64)
     values = values[values != 0]
     if not len(values):
         return 1.0
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     least = abs(values.sum()) * (1 - 1e-12)  # a draw of the same sum may round below it
     size = max(1, 10_000_000 // len(values))  # bounds the memory of a chunk
     extreme = 0
-    for start in range(0, resamples, size):
-        signs = rng.integers(0, 2, (min(size, resamples - start), len(values)), np.int8) * 2 - 1
+    for start in range(0, RESAMPLES, size):
+        signs = rng.integers(0, 2, (min(size, RESAMPLES - start), len(values)), np.int8) * 2 - 1
         extreme += int(np.sum(np.abs(signs @ values) >= least))
-    return (extreme + 1) / (resamples + 1)
+    return (extreme + 1) / (RESAMPLES + 1)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -112,12 +111,12 @@ class Comparison:
     items: int  # number of items
 
 
-def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Comparison:
+def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Comparison:
     """Compares outcomes [items][samples or seeds], item by item in the same order; all of an item stay together."""
     if len(first) != len(second):
         raise ValueError(f"paired comparison of {len(first)} and {len(second)} items")
     differences = [float(np.mean(b) - np.mean(a)) for a, b in zip(first, second, strict=True)]
     single = all(len(outcomes) == 1 and outcomes[0] in (0, 1) for outcomes in (*first, *second))
     p_value = mcnemar([a[0] == 1 for a in first], [b[0] == 1 for b in second]) if single else None
-    low, high = bootstrap(differences, seed=seed) if len(differences) > 1 else (-1.0, 1.0)
+    low, high = bootstrap(differences) if len(differences) > 1 else (-1.0, 1.0)
     return Comparison(float(np.mean(differences)), low, high, p_value, len(differences))

@@ -70,7 +70,7 @@ def vocabularies(expert: Path, base: Path) -> np.ndarray | None:
     Rows behind the last token of both are padding, which stays. Raises DataError for a tokenizer of another family.
     """
     ours, theirs = base / "tokenizer.json", expert / "tokenizer.json"
-    rows, own = _rows(base), _rows(expert)
+    rows, own = _vocabulary(base), _vocabulary(expert)
     if not (ours.exists() and theirs.exists() and rows and own):
         return None
     if rows == own and filecmp.cmp(ours, theirs, shallow=False):
@@ -145,7 +145,7 @@ def enlarged(
 
 def _known(folder: Path) -> dict[str, int]:
     """Token -> row of those that have a row."""
-    rows, file = _rows(folder), folder / "tokenizer.json"
+    rows, file = _vocabulary(folder), folder / "tokenizer.json"
     if not (rows and file.exists()):
         raise DataError(f"{folder}: a union of vocabularies needs tokenizer.json and vocab_size of every model")
     return {token: row for token, row in _tokens(file).items() if row < rows}
@@ -160,7 +160,7 @@ def _by_token(own: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> np.ndarr
     return rows
 
 
-def _rows(directory: Path) -> int:
+def _vocabulary(directory: Path) -> int:
     """Rows of a checkpoint's embedding, as its config says."""
     try:
         config = border.read_json(directory / "config.json")

@@ -95,7 +95,7 @@ def copy_settings(source: Path, target: Path, changes: Mapping[str, Any] | None 
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
-    config = files.read_json(source / "config.json")
+    config = files.json_or_none(source / "config.json")
     if not isinstance(config, dict):
         return
     for code in (config.get("auto_map") or {}).values():
@@ -130,7 +130,7 @@ def _change(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 def _add_tokens(file: Path, tokens: Mapping[str, int]) -> None:
     """Tokens behind the last one that a tokenizer knows, as what transformers' add_tokens adds."""
-    content = files.read_json(file)
+    content = files.json_or_none(file)
     vocabulary = content["model"]["vocab"]
     known = set(vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary))
     known |= {entry["content"] for entry in content["added_tokens"]}
@@ -146,7 +146,7 @@ def chat_template(directory: Path) -> str:
     if file.is_file():
         return border.read_text(file)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        content = files.read_json(directory / name)
+        content = files.json_or_none(directory / name)
         if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
             return content["chat_template"]
     return ""

@@ -17,7 +17,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.data.prompts import conversation
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.merge import merge_in_memory
-from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, opened
+from mmedexpert_jax.merging.merge_recipe import Recipe, ingredients, opened
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.models import Model, load_model, load_processor
 from mmedexpert_jax.models.tree import flatten, nest
@@ -41,8 +41,8 @@ def with_fisher(
     model, params = load_model(recipe.base, np.float32)
     base, processor, count = flatten(params), load_processor(recipe.base), itertools.count(1)
     job = opened(recipe, base)
-    mark, wanted = folder / "sources.json", [fingerprint(recipe, job), [case.id for case in cases], seed]
-    if (known := files.read_json(mark)) != files.plain(wanted):
+    mark, wanted = folder / "sources.json", [ingredients(recipe, job), [case.id for case in cases], seed]
+    if (known := files.json_or_none(mark)) != files.plain(wanted):
         if known is not None:  # a folder without a mark is of a run that wrote none yet
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ class Interference:
 
     def rates(self, module: str = "") -> dict[str, Any]:
         """Cosines and rates over all changed tensors, or over those of one kind or name; `{}` if there are none."""
-        return self._rates(sums for name, sums in self.sums.items() if module in ("", name, kind(name)))
+        return self._rates(sums for name, sums in self.sums.items() if module in ("", name, part_of(name)))
 
     def tensor_rates(self, name: str) -> dict[str, Any]:
         """The rates of one tensor."""
@@ -197,7 +197,7 @@ class Interference:
 
     def kinds(self) -> list[str]:
         """Names of the changed tensors with their layer numbers left out, in order of appearance."""
-        return list(dict.fromkeys(kind(name) for name in self.sums))
+        return list(dict.fromkeys(part_of(name) for name in self.sums))
 
     def to_json(self) -> dict[str, Any]:
         """The rates of all tensors together, by kind of module, and by tensor."""
@@ -234,7 +234,7 @@ class Interference:
         return "\n".join([self.sentence(), "", *(markdown(rows, 3) for rows in self.tables().values())])
 
 
-def kind(name: str) -> str:
+def part_of(name: str) -> str:
     """A tensor's name with its numbers starred: "model.layers.*.mlp.up_proj.weight"."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 

@@ -21,7 +21,7 @@ from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, check_rank, merge_in_memory, updates_of
 from mmedexpert_jax.merging.merge_page import write_page
-from mmedexpert_jax.merging.merge_recipe import Recipe, fingerprint, is_checkpoint, merge_to_disk, opened
+from mmedexpert_jax.merging.merge_recipe import Recipe, ingredients, is_checkpoint, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.methods import METHODS, switches, uses
 from mmedexpert_jax.merging.parameters import Parameters, parse
@@ -282,8 +282,8 @@ def _sweep(recipe: Recipe, config: ConfigDict, run: Run, evaluate: Evaluate | No
 
 def _scored(recipe: Recipe, job: Merge, run: Run) -> list[dict[str, Any]]:
     """Rows of the settings that this run scored before it was killed; none where what it merges has changed since."""
-    mark, wanted = run.path / "export" / "sweep_sources.json", fingerprint(recipe, job)
-    rows = run.metrics() if files.read_json(mark) == wanted else []
+    mark, wanted = run.path / "export" / "sweep_sources.json", ingredients(recipe, job)
+    rows = run.metrics() if files.json_or_none(mark) == wanted else []
     run.rewind(len(rows) - 1)
     files.write_json(mark, wanted)
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.lora import TOWERS
-from mmedexpert_jax.merging.interference import Interference, kind, layer
+from mmedexpert_jax.merging.interference import Interference, layer, part_of
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.runtime import files
 
@@ -97,7 +97,7 @@ class Grid:
 
     def _cell(self, name: str, value: float, low: float, high: float) -> tuple[int, int, str, str]:
         """Place, colour and what is told when it is pointed at."""
-        x, y = LEFT + CELL * self.columns.index(layer(name)), TOP + CELL * self.kinds.index(kind(name))
+        x, y = LEFT + CELL * self.columns.index(layer(name)), TOP + CELL * self.kinds.index(part_of(name))
         return x, y, colour(value, low, high), f"{name}: {value:.4f}"
 
 

@@ -104,10 +104,10 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     if not isinstance(found, Lora):
         tokens = getattr(base, "tokens", None)
         rows = rows_of(tokens, directory) if tokens else vocabularies(directory, base.directory)
-        tied = (files.read_json(directory / "config.json") or {}).get("tie_word_embeddings") is not False
+        tied = (files.json_or_none(directory / "config.json") or {}).get("tie_word_embeddings") is not False
         weights, notes = aligned(found, base, name, rows, tied)
         return _adapted(replace(expert, weights=weights, notes=notes), folders, base)
-    start = (files.read_json(directory / "config.json") or {}).get("model", {}).get("path", "")
+    start = (files.json_or_none(directory / "config.json") or {}).get("model", {}).get("path", "")
     under = Expert(name) if start_only else open_expert(name, start, base)
     under = replace(under, adapters=(*under.adapters, Adapter.of(found)), paths=(*under.paths, *expert.paths))
     return _adapted(under, folders, base)
@@ -163,7 +163,7 @@ def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
         raise DataError(f"{folder / 'ckpt'}: no whole checkpoint there; let the run save one first")
     factors, weights = trained_part(checkpoints.read(step))
     if factors:
-        settings = (files.read_json(folder / "config.json") or {}).get("lora", {})
+        settings = (files.json_or_none(folder / "config.json") or {}).get("lora", {})
         rank = next(iter(factors.values()))["a"].shape[0]
         return Lora(factors, rank, float(settings.get("alpha", rank)))
     if not weights:
@@ -386,7 +386,7 @@ def merge_to_disk(
     files.claim(path)
     dtypes = {name: output_dtype(view, recipe.dtype) for name, view in base.items()}
     tensors = {base.stored[name]: (view.shape, dtypes[name]) for name, view in base.items()}
-    writer = Writer(path, tensors, fingerprint(recipe, job), max_shard_bytes)
+    writer = Writer(path, tensors, ingredients(recipe, job), max_shard_bytes)
     report = Interference(tuple(recipe.experts))
     for number, (name, view) in enumerate(base.items(), 1):
         stored = base.stored[name]
@@ -449,7 +449,7 @@ def _copy(name: str, view: np.ndarray, dtype: np.dtype, write: Callable[[int, np
         write(start, part)
 
 
-def fingerprint(recipe: Recipe, job: Merge | Merges) -> list[Any]:
+def ingredients(recipe: Recipe, job: Merge | Merges) -> list[Any]:
     """Everything that the result depends on, in JSON's types; files by their size and time."""
     base = job.base.fingerprint() if isinstance(job.base, Checkpoint) else recipe.base
     bases = [Checkpoint(trace(part.base)[0]).fingerprint() for part in recipe.slices]

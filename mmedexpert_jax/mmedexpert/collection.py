@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border, privacy
 from mmedexpert_jax.config.fields import raw_sources
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.data.order import seeded
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert import decontamination, eligibility, specialties
 from mmedexpert_jax.mmedexpert.duplicates import Duplicate, duplicates, with_several_keys
@@ -124,7 +125,7 @@ def choose(records: list[RawCase], limit: int, seed: int) -> list[RawCase]:
     """At most `limit` records, the specialties in turn, each in the order of a seeded hash; 0 keeps all."""
     if not 0 < limit < len(records):
         return records
-    order = sorted(records, key=lambda r: hashlib.sha256(f"{seed}:{r.id}".encode()).digest())
+    order = sorted(records, key=lambda r: seeded(seed, r.id))
     queues = [[r for r in order if r.specialty == name] for name in SPECIALTIES]
     turns = [queue[i] for i in range(len(records)) for queue in queues if i < len(queue)]
     kept = {record.id for record in turns[:limit]}

@@ -16,6 +16,7 @@ from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
 from mmedexpert_jax.data.contamination import words_in
+from mmedexpert_jax.data.order import seeded
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.mmedexpert import filters
 from mmedexpert_jax.mmedexpert.eligibility import CHOOSE
@@ -133,15 +134,13 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
             groups.setdefault(group[one.trace.case.id], set()).add(one.trace.case.id)
         count, done = sum(map(len, groups.values())), 0
         first, second = round(test * count), round((test + dev) * count)
-        for vignette, ids in sorted(groups.items(), key=lambda item: _hash(f"{seed}:{min(item[1])}")):
+        for vignette, ids in sorted(groups.items(), key=lambda item: seeded(seed, min(item[1]))):
             known.setdefault(vignette, ("test", "dev", "train")[(done >= first) + (done >= second)])
             done += len(ids)
         for one in members:
             splits[known[group[one.trace.case.id]]].append(one)
     return {
-        name: sorted(members, key=lambda one: _hash(f"{seed}:{one.trace.id}"))
-        for name, members in splits.items()
-        if members
+        name: sorted(members, key=lambda one: seeded(seed, one.trace.id)) for name, members in splits.items() if members
     }
 
 
@@ -220,7 +219,3 @@ def push(folder: Path, repository: str) -> None:
         raise RemoteError(
             f"config.push_to: {repository} was not uploaded ({line}); run the same command again"
         ) from None
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

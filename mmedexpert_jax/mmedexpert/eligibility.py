@@ -13,13 +13,13 @@ enzyme, Bayesian reasoning is a form without content. Eligibility therefore look
 """
 
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mmedexpert_jax.data.case import PARADIGMS
+from mmedexpert_jax.data.order import seeded
 from mmedexpert_jax.mmedexpert.record import RawCase
 
 APPLY = {
@@ -97,7 +97,7 @@ def ask(question: str) -> str:
     return (asked or [sentence for sentence in sentences if not CHOOSE.search(sentence)] or sentences or [""])[-1]
 
 
-def kind(record: RawCase) -> str:
+def asks(record: RawCase) -> str:
     """The kind of a question, one of record.ASKS; a diagnosis is looked for first, then treatment, then mechanism."""
     stem = ask(record.question)
     if re.search(r"\bdiagnos[ie]s\b", stem, re.I) and not re.search(r"\b(?:confirm|test|study|step)\b", stem, re.I):
@@ -117,7 +117,7 @@ def paradigms(record: RawCase, kind: str) -> tuple[str, ...]:
 
 def with_paradigms(record: RawCase) -> RawCase:
     """The record with its kind and its paradigms."""
-    found = kind(record)
+    found = asks(record)
     return replace(record, asks=found, paradigms=paradigms(record, found))
 
 
@@ -132,14 +132,11 @@ def assign(records: Sequence[RawCase], policy: str, seed: int) -> list[tuple[Raw
     if policy == "all":
         return [(record, paradigm) for record in records for paradigm in record.paradigms]
 
-    def hashed(text: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{text}".encode()).digest()
-
     used: Counter = Counter()
     chosen: dict[str, str] = {}
     eligible = [record for record in records if record.paradigms]
-    for record in sorted(eligible, key=lambda r: (len(r.paradigms), hashed(r.id))):
-        own = sorted(record.paradigms, key=lambda name: (used[name], hashed(f"{record.id}:{name}")))
+    for record in sorted(eligible, key=lambda r: (len(r.paradigms), seeded(seed, r.id))):
+        own = sorted(record.paradigms, key=lambda name: (used[name], seeded(seed, f"{record.id}:{name}")))
         chosen[record.id] = own[0]
         used[own[0]] += 1
     return [(record, chosen[record.id]) for record in eligible]

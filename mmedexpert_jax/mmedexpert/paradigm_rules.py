@@ -54,8 +54,9 @@ class Statements:
         return {
             i
             for i in found
-            if not any(
-                texts[i] != texts[j] and texts[i] in texts[j] and _only_in(texts[i], texts[j], lower) for j in found
+            if not any(  # it stands in the text only inside a longer one
+                texts[i] != texts[j] and texts[i] in texts[j] and not stands(texts[i], lower.replace(texts[j], " "))
+                for j in found
             )
         }
 
@@ -165,8 +166,3 @@ def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> l
 
 def _joined(steps: Sequence[str]) -> str:
     return " ".join(f"({number}) {step}" for number, step in enumerate(steps, 1))
-
-
-def _only_in(short: str, long: str, text: str) -> bool:
-    """True for a shorter option that stands in the text only inside the longer one."""
-    return not stands(short, text.replace(long, " "))

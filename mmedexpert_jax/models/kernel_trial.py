@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mmedexpert_jax.border import message_of
 from mmedexpert_jax.models import fused
 from mmedexpert_jax.models.attention import Slots, attend_shared
 from mmedexpert_jax.models.layers import HeadNorms
@@ -48,7 +49,7 @@ def _passes_here(kernel: str, trial: Trial, *sizes: int) -> bool:
         if all(jax.tree.leaves(jax.tree.map(_alike, found, expected))):
             return True
     except Exception as error:  # whatever a compiler or a driver makes of it
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        why = message_of(error, 200)
     device = jax.devices()[0].device_kind
     warnings.warn(f"the kernel {kernel} is not used on this {device}: {why}; decoding is slower", stacklevel=3)
     return False

@@ -60,13 +60,22 @@ def load_model(
         ConfigError: the packages of "smollm2" are not installed, or the mesh does not divide a tensor, by name.
         RemoteError: the hub cannot be reached.
     """
+    model, params, cost = load_folded(src, dtype, mesh, seed)
+    if cost:
+        warnings.warn(f"{src}: {cost}; load_policy keeps them", stacklevel=2)
+    return model, params
+
+
+def load_folded(
+    src: str | Path, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, seed: int = 0
+) -> tuple[Model, dict, str]:
+    """As `load_model`, and in words the cost of folding into a dtype less exact than the deltas'; "" for none."""
     model, params, lora = load_policy(src, dtype, mesh, seed, quantize="none")
     if lora is None:
-        return model, params
+        return model, params, ""
     folded = lora_module.fold(params, lora)
-    if params["model"]["embed_tokens"]["weight"].dtype != jnp.float32:
-        warnings.warn(f"{src}: {lora_module.rounding(params, folded, lora)}; load_policy keeps them", stacklevel=2)
-    return model, folded
+    exact = params["model"]["embed_tokens"]["weight"].dtype == jnp.float32
+    return model, folded, "" if exact else lora_module.rounding(params, folded, lora)
 
 
 def load_policy(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax import hub
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import DataError, RemoteError
@@ -104,26 +105,4 @@ def locate(src: str | Path) -> Path:
         raise DataError(
             f"{path}: no such model directory; give a directory, a hub id (owner/name), mini, smollm2 or random:<size>"
         )
-    return _download(str(src))
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-    except errors.GatedRepoError as error:
-        raise DataError(f"{hub_id}: accept its terms on https://huggingface.co/{name} and set HF_TOKEN") from error
-    except errors.RepositoryNotFoundError as error:
-        raise DataError(
-            f"{hub_id}: no such directory, and no such model on the hub (private ones need HF_TOKEN)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise DataError(f"{hub_id}: the hub has {name}, but no branch, tag or commit {revision} of it") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise RemoteError(
-            f"{hub_id}: no such directory, and the hub cannot be reached; download it or give a path"
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise RemoteError(f"{hub_id}: download failed: {' '.join(str(error).split())}") from error
+    return hub.snapshot(str(src), _HUB_FILES)

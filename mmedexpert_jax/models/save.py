@@ -1,6 +1,5 @@
 """Writes Hugging Face directories that transformers and vLLM load unchanged."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -121,27 +120,23 @@ def _write_weights(directory: Path, flat: dict, max_shard_bytes: int) -> None:
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(value.nbytes for value in flat.values())
-        _write_json(
+        border.write_settings(
             directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
 
 
 def _write_configs(directory: Path, model: Model, flat: dict) -> None:
     config = model.config
-    _write_json(directory / "config.json", config.to_hf() | {"torch_dtype": _dtype(flat)})
+    border.write_settings(directory / "config.json", config.to_hf() | {"torch_dtype": _dtype(flat)})
     ids = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
     }
-    _write_json(
+    border.write_settings(
         directory / "generation_config.json", border.parse_json(config.generation, "generation_config.json") | ids
     )
 
 
 def _dtype(flat: dict) -> str:
     return str(flat["model.embed_tokens.weight"].dtype)
-
-
-def _write_json(file: Path, content: dict) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")

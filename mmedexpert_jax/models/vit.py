@@ -21,7 +21,7 @@ from mmedexpert_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, PatchCo
 
 
 def read_vit(
-    vision: Keys, family: str, width: int, *, class_token: bool = False, merge_size: int = 1, feature_blocks: int = 0
+    vision: Keys, family: str, width: int, *, class_token: bool = False, feature_blocks: int = 0
 ) -> VisionConfig:
     """The tower of a config.json's vision section, whose absent keys take transformers' class defaults.
 
@@ -30,7 +30,6 @@ def read_vit(
         family: the model_type of the whole.
         width: of the decoder.
         class_token: CLIP's form instead of SigLIP's.
-        merge_size: patches on a side of one text token.
         feature_blocks: as in VisionConfig.
     """
     activation = vision.text("hidden_act", "quick_gelu" if class_token else "gelu_pytorch_tanh")
@@ -49,7 +48,7 @@ def read_vit(
         in_channels=vision.integer("num_channels", 3),
         patch_size=patch,
         temporal_patch_size=1,
-        merge_size=merge_size,
+        merge_size=1,
         num_positions=(image // patch) ** 2 + class_token,
         image_size=image,
         eps=vision.positive("layer_norm_eps", 1e-5 if class_token else 1e-6),

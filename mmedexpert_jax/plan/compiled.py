@@ -43,7 +43,7 @@ def temporary(config: FrozenConfigDict, shape: ModelConfig, dtype: str, kind: st
     params = place(abstract_params(shape, dtype, config.model.quantize))
     trained = place(abstract_state(config, params)[0])
     with fused.traced_for(deviceless.capability(kind)) if kind else contextlib.nullcontext():
-        lowered = _lower(config, Model(shape), params, trained, place(_rows(config, prompts, samples)))
+        lowered = _lower(config, Model(shape), params, trained, place(_abstract_batch(config, prompts, samples)))
     options = deviceless.OPTIONS if kind in deviceless.TARGETS else None
     analysis = lowered.compile(compiler_options=options).memory_analysis()
     if analysis is None:
@@ -61,7 +61,7 @@ def _lower(config: FrozenConfigDict, model: Model, params: dict, trained: Any, r
     return PolicyLearner(model, params, config, (), config.num_samples, 1).lower_update(State(trained, ()), rows)
 
 
-def _rows(config: FrozenConfigDict, prompts: int, samples: int) -> Any:
+def _abstract_batch(config: FrozenConfigDict, prompts: int, samples: int) -> Any:
     """The batch that a gradient is computed from: a `PolicyBatch` of gba, a `MicroBatch` of dsa."""
     batch, limit = _batch(prompts, config.max_prompt_length), config.max_new_tokens
     if config.job == "dsa":

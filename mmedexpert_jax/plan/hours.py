@@ -109,7 +109,7 @@ def measured(config: ConfigDict, steps: int) -> tuple[float, float]:
     return step, step * max(0, steps - max(row["step"] for row in rows))
 
 
-def readable(taken: float) -> str:
+def duration(taken: float) -> str:
     """Seconds in the unit in which people think of them."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if taken >= 2 * size:
@@ -122,7 +122,7 @@ def line(taken: float, devices: Devices, price: float, what: str) -> str:
     source = "measured here" if devices.kind == "cpu" else "as its vendor states it"
     fractions = f"{UPDATE_FRACTION:.0%} of peak and {DECODE_FRACTION:.0%} of bandwidth, {source}"
     return (
-        f"time     about {readable(taken)} on {devices.count} x {devices.kind}{money(taken, devices, price)}: {what} "
+        f"time     about {duration(taken)} on {devices.count} x {devices.kind}{money(taken, devices, price)}: {what} "
         f"({fractions}; not a run)"
     )
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.chat_template import shipped
-from mmedexpert_jax.processing.patches import Grid, normalised, refuse_other_steps
-from mmedexpert_jax.processing.positions import patch_positions
+from mmedexpert_jax.processing.patches import Grid, normalised
+from mmedexpert_jax.processing.positions import counted
 from mmedexpert_jax.processing.processor import Marks, Processor, Shown
+from mmedexpert_jax.processing.squares import PLACE, Squares, read_settings, sides_of
 
 START, SOFT, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
 MARKS = Marks(SOFT, "<end_of_turn>", (START, SOFT, END))
-PLACE = "preprocessor_config.json"
 # The template of google/gemma-3-*-it in our words: the system's text opens the first turn, turns alternate.
 GEMMA3_TEMPLATE = shipped("gemma3")
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"  # of the number of a token that stands spelt out in a message; for private use
@@ -28,7 +28,7 @@ _MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
 @dataclass(frozen=True)
-class SoftTokens:
+class SoftTokens(Squares):
     """The way from a picture to squares, by pan-and-scan to several, and the normalisation. Defaults are Gemma 3's."""
 
     size: int = 896  # side of the square in pixels
@@ -45,21 +45,6 @@ class SoftTokens:
     ratio: float = 1.2  # longer over shorter side from which on a picture is long
 
     @property
-    def merged(self) -> int:
-        """Patches of one soft token."""
-        return self.merge_size**2
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels of the square."""
-        return self.size**2
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one patch: channels, rows, columns."""
-        return 3 * self.patch_size**2
-
-    @property
     def soft_tokens(self) -> int:
         """Soft tokens of a square."""
         return (self.size // self.patch_size // self.merge_size) ** 2
@@ -72,16 +57,12 @@ class SoftTokens:
 
         Raises DataError for a value of another type or out of bounds, and for pictures of another size.
         """
-        factor = _number(values, "rescale_factor", 1 / 255)
-        refuse_other_steps({**values, "rescale_factor": factor}, PLACE)
-        sides = values.get("size", {"height": size, "width": size})
-        if not isinstance(sides, Mapping) or (sides.get("height"), sides.get("width")) != (size, size):
-            raise DataError(f"{PLACE}: size is {border.shown(sides)}, and the vision tower reads squares of {size}")
-        resample = int(_number(values, "resample", cls.resample))
-        if resample not in list(Image.Resampling):
-            raise DataError(f"{PLACE}: resample is {resample}, no filter of Pillow")
-        mean, std = _channels(values, "image_mean"), _channels(values, "image_std")
-        return cls(size, patch_size, merge_size, resample, mean, std, scan)
+        found = read_settings({key: value for key, value in values.items() if value is not None})
+        if sides_of(found.get("size"), (size, size)) != (size, size):
+            said = border.shown(found["size"])
+            raise DataError(f"{PLACE}: size is {said}, and the vision tower reads squares of {size}")
+        mean, std = tuple(found.get("image_mean", cls.mean)), tuple(found.get("image_std", cls.std))
+        return cls(size, patch_size, merge_size, found.get("resample", cls.resample), mean, std, scan)
 
     def parts(self, image: Image.Image) -> list[Image.Image]:
         """The parts of a long picture side by side along its longer side; none of others (Gemma 3's pan-and-scan)."""
@@ -117,11 +98,7 @@ class SoftTokens:
         soft, expected = int((tokens == image_token_id).sum()), self.soft_tokens * len(grids)
         if soft != expected:
             raise DataError(f"the prompt has {soft} soft tokens where its {len(grids)} images need {expected}")
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
-
-    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
-        """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
-        return patch_positions(rows, columns, self.merge_size)
+        return counted(len(tokens))
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""
@@ -159,7 +136,7 @@ class NoPictures:
 
     def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
         """0, 1, 2, ..."""
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
+        return counted(len(tokens))
 
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """No rows: [0, 2]."""
@@ -232,19 +209,3 @@ class GemmaProcessor(Processor):
             for turn in messages
         ]
         return self._template_applied(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
-
-
-def _number(values: Mapping[str, Any], key: str, usual: float) -> float:
-    """A finite number above 0; the usual one where the file has null or nothing."""
-    value = usual if values.get(key) is None else values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
-        raise DataError(f"{PLACE}: {key} is {border.shown(value)}, not a number above 0")
-    return value
-
-
-def _channels(values: Mapping[str, Any], key: str) -> tuple[float, float, float]:
-    value = values.get(key) or [0.5] * 3
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise DataError(f"{PLACE}: {key} is {border.shown(value)}, not three numbers")
-    red, green, blue = (_number({key: one}, key, 0.5) for one in value)
-    return red, green, blue

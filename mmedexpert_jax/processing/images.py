@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmedexpert_jax import border
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical, segments
 from mmedexpert_jax.processing.volumes import TURNS
@@ -66,8 +67,8 @@ class ImageRef:
         except FileNotFoundError:
             raise DataError(f"{self.name}: the image cannot be read: no such file") from None
         except Exception as error:  # a broken archive raises nearly anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{self.name}: the image cannot be read ({reason[:200]}); fetch the file again") from None
+            reason = one_line(error)
+            raise DataError(f"{self.name}: the image cannot be read ({reason}); fetch the file again") from None
 
     def plain(self) -> bytes:
         """A file that anyone decodes to this picture without a view: the file itself, or else PNG. Raises DataError."""
@@ -197,7 +198,7 @@ def _each(source: Source, name: str, view: View, look: Callable[[Frames, int], M
     except MemoryError:
         raise DataError(f"{name}: too large to be decoded in the memory there is; scale it down") from None
     except Exception as error:  # decoders raise nearly anything on a broken file
-        raise DataError(f"{name}: not an image that can be decoded ({_reason(error)})") from error
+        raise DataError(f"{name}: not an image that can be decoded ({one_line(error)})") from error
 
 
 def open_image(source: Source | ImageRef, name: str = "", **view: Any) -> Image.Image:
@@ -251,10 +252,6 @@ def _named(source: Source | ImageRef) -> str:
     return border.cut(str(source), LONGEST) if isinstance(source, str | Path) else "image"
 
 
-def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
 def _stack(source: Source, name: str, view: View) -> Frames:
     """The pictures of a source, none of them decoded yet. Raises DataError."""
     if isinstance(source, Image.Image):
@@ -274,7 +271,7 @@ def _stack(source: Source, name: str, view: View) -> Frames:
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image of a known format that can be decoded{_foreign(encoded)}") from None
     except Exception as error:  # a header that lies raises nearly anything
-        raise DataError(f"{name}: not an image that can be decoded ({_reason(error)})") from error
+        raise DataError(f"{name}: not an image that can be decoded ({one_line(error)})") from error
 
 
 def content(source: bytes | str | Path, name: str) -> bytes:
@@ -383,7 +380,8 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
             _check_size(image, name)
         if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == (2,):
             raise DataError(f"{name}: a TIFF of signed 8-bit values; save them as 0..255")
-        coarse, inverted = _coarse(image), _inverted(image)  # which an image that was turned no longer says
+        # a TIFF whose 0 is white, of the modes in which Pillow leaves it at that; one that was turned no longer says so
+        coarse, inverted = _coarse(image), _deep(image) and _tag(image, PHOTOMETRIC) == 0
         image.load()
         upright = ImageOps.exif_transpose(image)
         if coarse:
@@ -401,11 +399,6 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         return settled(view.window or "full", extent, (0.0, _limit(image.mode, extent[1])))
 
     return Frames(count, frame, window)
-
-
-def _inverted(image: Image.Image) -> bool:
-    """True for a TIFF whose 0 is white, of the modes in which Pillow leaves it at that."""
-    return _deep(image) and _tag(image, PHOTOMETRIC) == 0
 
 
 def _tag(image: Image.Image, number: int) -> Any:

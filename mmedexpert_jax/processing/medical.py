@@ -20,6 +20,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import nifti
 from mmedexpert_jax.processing.volumes import (
@@ -27,7 +28,6 @@ from mmedexpert_jax.processing.volumes import (
     canonical,
     kept,
     library,
-    one_line,
     place_of,
     quiet,
     section,

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.volumes import AXES, canonical, kept, library, one_line, quiet, section
+from mmedexpert_jax.processing.volumes import AXES, canonical, kept, library, quiet, section
 from mmedexpert_jax.processing.windows import PLANES, Frames, View, between, grey, settled, windowed
 
 MAX_BYTES = 2**31  # of an unpacked volume

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from einops import rearrange
+from einops import rearrange, repeat
 
 from mmedexpert_jax.errors import DataError
 
@@ -50,6 +50,11 @@ def mrope_positions(
         cursor = end
     positions[:, cursor:] = np.arange(following, following + len(tokens) - cursor)
     return positions, following + len(tokens) - cursor
+
+
+def counted(length: int) -> tuple[np.ndarray, int]:
+    """Positions [3, T] int32 of a prompt that counts 0, 1, 2, ... through text and images alike, and the next one."""
+    return repeat(np.arange(length, dtype=np.int32), "token -> three token", three=3), length
 
 
 def patch_positions(rows: int, columns: int, side: int = MERGE_SIZE) -> np.ndarray:

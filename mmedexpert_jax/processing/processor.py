@@ -1,7 +1,6 @@
 """Conversations in, padded batches out: tokenizer, chat template, image patches and positions together."""
 
 import itertools
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmedexpert_jax import border
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.errors import ConfigError, DataError, TooLong
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE, find_template, syntax_fault
@@ -160,11 +160,11 @@ class Processor:
         processor_class = {"processor_class": name} if (name := CLASSES[self.family]) else {}
         classes = {"tokenizer_class": _tokenizer_class(self.tokenizer)} | processor_class
         settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-        _write_json(file, _special_tokens(settings) | classes)
+        border.write_settings(file, _special_tokens(settings) | classes, False)
         if images := self.image_config.to_hf():
-            _write_json(directory / "preprocessor_config.json", images | processor_class)
+            border.write_settings(directory / "preprocessor_config.json", images | processor_class, False)
         if self.settings:
-            _write_json(directory / "processor_config.json", {**self.settings, **processor_class})
+            border.write_settings(directory / "processor_config.json", {**self.settings, **processor_class}, False)
 
     def encode(
         self, conversation: Conversation, add_generation_prompt: bool = True, max_length: int | None = None
@@ -426,7 +426,7 @@ def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], lis
                 else:
                     raise DataError(
                         f'message {number}: a part is {{"type": "image", "image": image, path or bytes}} or '
-                        f'{{"type": "text", "text": string}}, not {str(part)[:80]}'
+                        f'{{"type": "text", "text": string}}, not {border.shown(part)}'
                     )
             content = parts
         messages.append({"role": message["role"], "content": content})
@@ -439,10 +439,6 @@ def _joined(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(parts, str) or any(part["type"] != "text" for part in parts):
         return message
     return message | {"content": "".join(part["text"] for part in parts)}
-
-
-def _write_json(file: Path, settings: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def first_with(places: Sequence[Path], *names: str) -> Path:
@@ -471,7 +467,7 @@ def load_tokenizer(directory: Path) -> Any:
     except Exception as error:
         for file in filter(Path.is_file, (directory / name for name in TOKENIZERS)):
             border.refuse_pointer(file)
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
 
 

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from msgspec import Meta
 from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.patches import BICUBIC, Channels, Grid, normalised, refuse_other_steps
-from mmedexpert_jax.processing.positions import patch_positions
+from mmedexpert_jax.processing.positions import counted, patch_positions
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}  # what a SigLIP tower wants where no file says more
+PLACE = "preprocessor_config.json"
 _Pixels = Annotated[int, Meta(ge=1, le=2**14)]
 
 
@@ -42,22 +43,21 @@ class _SquareSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class SquareConfig:
-    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's."""
+class Squares:
+    """Pictures as squares of one size: sides, patches and their places, the same in every family that sees them so."""
 
-    size: int = 336  # side of the square
-    patch_size: int = 14  # side of a patch
-    # the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it
-    crop: bool = True
-    pad: bool = False  # first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA)
-    resample: int = BICUBIC  # Pillow's number of a filter
-    mean: tuple[float, float, float] = CLIP_MEAN  # of each channel
-    std: tuple[float, float, float] = CLIP_STD  # likewise
+    size: int  # side of the square in pixels
+    patch_size: int  # side of a patch in pixels
+
+    @property
+    def merge_size(self) -> int:
+        """Patches on a side of a text token."""
+        return 1
 
     @property
     def merged(self) -> int:
-        """Patches of one text token: each is one."""
-        return 1
+        """Patches of one text token."""
+        return self.merge_size**2
 
     @property
     def max_pixels(self) -> int:
@@ -68,6 +68,24 @@ class SquareConfig:
     def patch_dim(self) -> int:
         """Values in one patch: channels, rows, columns."""
         return 3 * self.patch_size**2
+
+    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
+        """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
+        return patch_positions(rows, columns, self.merge_size)
+
+
+@dataclass(frozen=True)
+class SquareConfig(Squares):
+    """The way from a picture to a square of `size` pixels, and the normalisation. The defaults are CLIP's."""
+
+    size: int = 336  # side of the square
+    patch_size: int = 14  # side of a patch
+    # the shorter side becomes `size` and the middle of the longer one is kept; False: both sides become it
+    crop: bool = True
+    pad: bool = False  # first the shorter side is filled up with the mean colour (`image_aspect_ratio: pad` of LLaVA)
+    resample: int = BICUBIC  # Pillow's number of a filter
+    mean: tuple[float, float, float] = CLIP_MEAN  # of each channel
+    std: tuple[float, float, float] = CLIP_STD  # likewise
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], size: int, patch_size: int, pad: bool = False) -> "SquareConfig":
@@ -82,25 +100,17 @@ class SquareConfig:
         Raises:
             DataError: a value of another type or out of bounds, or pictures of another size.
         """
-        place = "preprocessor_config.json"
-        if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
-            raise DataError(f"{place}: a mean, deviation or factor is not finite; copy the base model's file")
-        found = border.check(
-            {key: values[key] for key in _SquareSettings.__annotations__ if key in values}, _SquareSettings, place
-        )
-        refuse_other_steps(found, place)
+        found = read_settings(values)
         siglip = "Siglip" in str(values.get("image_processor_type"))
         usual = ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
         mean, std = tuple(found.get("image_mean", usual[0])), tuple(found.get("image_std", usual[1]))
-        if min(std) <= 0:
-            raise DataError(f"{place}: image_std {list(std)} must be above 0; copy the base model's file")
         cropped = found.get("do_center_crop")
         crop = not siglip if cropped is None else cropped
-        sides = _sides(found.get("size"), (size, size) if siglip else (size,))
-        said = {*sides, *(_sides(found.get("crop_size"), (size, size)) if crop else ())}
+        sides = sides_of(found.get("size"), (size, size) if siglip else (size,))
+        said = {*sides, *(sides_of(found.get("crop_size"), (size, size)) if crop else ())}
         if said != {size} or (not crop and len(sides) == 1):
             raise DataError(
-                f"{place}: pictures become {sorted(said)} pixels, and the vision tower reads squares of {size}"
+                f"{PLACE}: pictures become {sorted(said)} pixels, and the vision tower reads squares of {size}"
             )
         resample = found.get("resample")
         return cls(
@@ -127,11 +137,7 @@ class SquareConfig:
         pads, expected = int((tokens == image_token_id).sum()), sum(rows * columns for rows, columns in grids)
         if pads != expected:
             raise DataError(f"the prompt has {pads} image pads where its {len(grids)} images need {expected}")
-        return repeat(np.arange(len(tokens), dtype=np.int32), "token -> three token", three=3), len(tokens)
-
-    def patch_positions(self, rows: int, columns: int) -> np.ndarray:
-        """Row by row."""
-        return patch_positions(rows, columns, 1)
+        return counted(len(tokens))
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""
@@ -170,7 +176,22 @@ def _shorter_to(image: Image.Image, size: int) -> tuple[int, int]:
     return (size, longer) if image.width <= image.height else (longer, size)
 
 
-def _sides(value: Any, usual: tuple[int, ...]) -> tuple[int, ...]:
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a preprocessor_config.json that are read, checked. Raises DataError."""
+    if not all(border.finite(values.get(key)) for key in ("image_mean", "image_std", "rescale_factor")):
+        raise DataError(f"{PLACE}: a mean, deviation or factor is not finite; copy the base model's file")
+    found = border.check(
+        {key: values[key] for key in _SquareSettings.__annotations__ if key in values}, _SquareSettings, PLACE
+    )
+    refuse_other_steps(found, PLACE)
+    if min(std := found.get("image_std", [1])) <= 0:
+        raise DataError(f"{PLACE}: image_std {std} must be above 0; copy the base model's file")
+    if found.get("resample") not in (None, *Image.Resampling):
+        raise DataError(f"{PLACE}: resample is {found['resample']}, no filter of Pillow")
+    return found
+
+
+def sides_of(value: Any, usual: tuple[int, ...]) -> tuple[int, ...]:
     """The sides that a size names, as many as usual where it is one number: a shortest edge, or height and width."""
     if value is None:
         return usual

@@ -146,11 +146,6 @@ def library(name: str, file: str, kind: str, packages: str) -> Any:
         raise ConfigError(f'{file} is {kind}, read by the extra "medical": pip install {packages}') from None
 
 
-def one_line(error: Exception) -> str:
-    """An error of a library, at most 160 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
-
-
 def quiet(function: Callable) -> Callable:
     """The function without the libraries' warnings about the standards' finer points; what is wrong raises."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmedexpert_jax.border import shown
 from mmedexpert_jax.errors import DataError
 
 # (centre, width) in Hounsfield units; Radiopaedia, "Windowing (CT)"
@@ -39,9 +40,9 @@ class View:
         if isinstance(slices, list | tuple) and slices and all(_whole(k) for k in slices):
             slices = tuple(int(k) for k in slices)
         elif not (slices is None or (_whole(slices) and slices > 0)):
-            raise DataError(f"{name}, slices: {_cut(slices)} is no count from 1 and no list of indices from 0")
+            raise DataError(f"{name}, slices: {shown(slices)} is no count from 1 and no list of indices from 0")
         if plane is not None and plane not in ("", *PLANES):
-            raise DataError(f"{name}, plane: {_cut(plane)} is none of {', '.join(PLANES)}")
+            raise DataError(f"{name}, plane: {shown(plane)} is none of {', '.join(PLANES)}")
         return cls(None if window is None else _window(window, name), slices, plane or "")
 
 
@@ -145,7 +146,7 @@ def _window(value: Any, name: str) -> Window:
     if isinstance(value, list | tuple) and len(value) == 3 and not any(_number(v) for v in value):
         return tuple(_window(one, name) for one in value)
     known = ", ".join((*PRESETS, "range", "full"))
-    raise DataError(f"{name}, window: {_cut(value)} is no [centre, width > 0], none of {known}, and no three of these")
+    raise DataError(f"{name}, window: {shown(value)} is no [centre, width > 0], none of {known}, and no three of these")
 
 
 def _number(value: Any) -> bool:
@@ -154,7 +155,3 @@ def _number(value: Any) -> bool:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _cut(value: Any) -> str:
-    return repr(value)[:80]

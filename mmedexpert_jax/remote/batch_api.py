@@ -33,6 +33,7 @@ GOING_ON = (
 ENDED = {state: state for state in ("completed", "expired", "failed", "cancelled")}
 ENDED |= {"canceled": "cancelled", "success": "completed", "succeeded": "completed", "ended": "completed"}
 ENDED |= {"error": "failed", "timeout_exceeded": "expired"}
+UPLOAD, LIST, LOOK = "upload a file", "list batches", "look at batch"  # calls whose 404 has a meaning of its own
 GONE = b'{"status": "expired", "errors": [{"message": "the server does not know it any more"}]}'
 STATES = {"failed": "failed", "cancelled": "was cancelled"}
 
@@ -139,7 +140,7 @@ class BatchClient:
         if not id:
             content = b"".join(line for _, line in shard)
             file = (f"{name}.jsonl", content, "application/jsonl")
-            uploaded = await self._call("upload a file", self._api.files, "create", file=file, purpose="batch")
+            uploaded = await self._call(UPLOAD, self._api.files, "create", file=file, purpose="batch")
             batch = await self._call(
                 "submit a batch",
                 *(self._api.batches, "create"),
@@ -158,7 +159,7 @@ class BatchClient:
         was lost; "" for none."""
         known, page = self.answers.known_batches(), dict[str, Any]()
         for _ in range(PAGES):
-            listed = await self._call("list batches", self._api.batches, "list", limit=100, **page)
+            listed = await self._call(LIST, self._api.batches, "list", limit=100, **page)
             batches = [batch for batch in listed.get("data") or () if isinstance(batch, dict)]
             for batch in batches:
                 metadata = batch.get("metadata")
@@ -194,7 +195,7 @@ class BatchClient:
         """The batch when it has ended, its state in OpenAI's words. Raises RemoteError for one that stays unknown."""
         strange = 0
         while True:
-            batch = await self._call(f"look at batch {id}", self._api.batches, "retrieve", batch_id=id)
+            batch = await self._call(f"{LOOK} {id}", self._api.batches, "retrieve", batch_id=id)
             state = str(batch.get("status")).lower()
             if state in ENDED:
                 return {**batch, "status": ENDED[state]}
@@ -267,11 +268,11 @@ class BatchClient:
             except openai.APIStatusError as error:
                 status, content = error.response.status_code, error.response.content
                 detail = outcomes.classify(status, {}, content, self._key).detail
-                if status in (404, 405) and what in ("upload a file", "list batches"):
+                if status in (404, 405) and what in (UPLOAD, LIST):
                     raise RemoteError(
                         f"{self.endpoint.host} has no Batch API ({detail}); ask it by chat instead"
                     ) from None
-                if status == 404 and what.startswith("look at"):
+                if status == 404 and what.startswith(LOOK):
                     return GONE  # kept open, it would end every run; its requests are submitted again
                 if status not in (408, 409, 429) and status < 500:
                     break

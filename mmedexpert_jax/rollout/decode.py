@@ -99,16 +99,19 @@ def prefill(
     lora: Lora | None,
     keys: Array,
     own: Own | None = None,
+    copies: Array | None = None,
 ) -> tuple[PromptCache, Completions]:
     """Reads the prompts and draws the first token of each sample; keys [B, G]. Of `hidden` only the end is kept,
-    [B, 1, D]."""
-    _note("prefill", f"{len(batch.tokens)} prompts of {batch.tokens.shape[1]} tokens")
+    [B, 1, D]. With `copies` [B] the batch has fewer prompts, and these are the numbers of those that are wanted."""
+    _note("prefill", f"{len(batch.tokens)} prompts of {batch.tokens.shape[1]} tokens, {len(keys)} wanted")
 
     def run(
-        params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None
+        params: dict, batch: Batch, lora: Lora | None, keys: Array, own: Own | None, copies: Array | None
     ) -> tuple[PromptCache, Completions]:
         with sharded.images_over(() if mesh is None else ROWS[0]):
             prefix = model.prefill(params, batch, lora)
+        if copies is not None:
+            prefix = jax.tree.map(lambda leaf: leaf[copies], prefix)
         prompt_end = jnp.take_along_axis(prefix.hidden, prefix.lengths[:, None, None] - 1, axis=1)  # [B, 1, D]
         own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], keys.shape), own)
         tokens, logprobs = _draw(model, sampling, params, lora, prompt_end, keys, jnp.int32(0), own)
@@ -121,8 +124,8 @@ def prefill(
         )
         return _by_heads(mesh, dataclasses.replace(prefix, hidden=prompt_end)), completions
 
-    specs = (sharded.specs(params), ROWS, sharded.specs(lora), ROWS, ROWS)
-    return by_device(run, mesh, specs, ROWS)(params, batch, lora, keys, own)
+    specs = (sharded.specs(params), ROWS, sharded.specs(lora), ROWS, ROWS, ROWS)
+    return by_device(run, mesh, specs, ROWS)(params, batch, lora, keys, own, copies)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

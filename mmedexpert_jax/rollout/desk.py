@@ -89,24 +89,31 @@ class Desk:
             self._news.notify()
 
     def warm_up(self) -> None:
-        """Opens the pool of each name and answers a short text, a block of them and a small image, so that the first
-        requests find their programs.
+        """Opens the pool of each name and answers a short text, a block of them and a small image, alone and as several
+        choices, so that the first requests find their programs.
 
         Raises whatever keeps the model from answering, such as DataError.
         """
         picture = Image.new("RGB", (56, 56))  # the least that Qwen2-VL takes
         shown = [{"type": "image", "image": picture}, {"type": "text", "text": "Hello"}]
+        texts, several = min(ENOUGH, self.queue), min(2, self.queue)
         for name in self.loras:
-            for content, count in (("Hello", 1), ("Hello", min(ENOUGH, self.queue)), (shown, 1)):
+            for content, prompts, choices in (
+                *(("Hello", 1, 1), ("Hello", texts, 1), ("Hello", 1, several)),
+                *((shown, 1, 1), (shown, 1, several)),
+            ):
                 over, conversation = threading.Semaphore(0), [{"role": "user", "content": content}]
                 try:
-                    encoded = self.processor.encode(conversation, max_length=self.max_prompt_length)
+                    encoded = [
+                        self.processor.encode(conversation, max_length=self.max_prompt_length) for _ in range(prompts)
+                    ]
                 except DataError:  # a model without images, or a limit below an image's tokens
                     continue
                 tell = lambda _, ended, over=over: ended and over.release()  # noqa: E731
                 limit = min(2, self.max_new_tokens)
-                self.submit([Choice(name, encoded, 0, 1.0, 1.0, 0, limit, tell) for _ in range(count)])
-                for _ in range(count):
+                asked = [Choice(name, one, 0, 1.0, 1.0, 0, limit, tell) for one in encoded for _ in range(choices)]
+                self.submit(asked)
+                for _ in asked:
                     over.acquire()
                 if self.failure is not None:
                     raise self.failure
@@ -182,26 +189,30 @@ class Desk:
         return pool
 
     def _next(self, waiting: deque[Choice]) -> list[Choice]:
-        """The choices that are read next: texts of one padded length that wait behind one another, or a single one."""
+        """The choices that are read next: those of one prompt, texts of one padded length that wait behind one another,
+        or a single one."""
         taken: list[Choice] = []
         with self._news:
             while waiting and len(taken) < BLOCK and (not taken or _alike(taken[0].encoded, waiting[0].encoded)):
                 choice = waiting.popleft()
                 if not choice.dropped:
                     taken.append(choice)
-            if len(taken) < ENOUGH:
-                waiting.extendleft(reversed(taken[1:]))
-                del taken[1:]
-        return taken
+            of_first = sum(choice.encoded is taken[0].encoded for choice in taken)
+            count = of_first if of_first > 1 or len(taken) < ENOUGH else len(taken)
+            waiting.extendleft(reversed(taken[count:]))
+        return taken[:count]
 
     def _admit(self, pool: Pool, choices: list[Choice]) -> None:
         if not choices:
             return
         self._running.update(choices)
         full = choices + choices[:1] * (BLOCK - len(choices) if len(choices) > 1 else 0)
+        prompts, copies = [choice.encoded for choice in full], None
+        if len(choices) > 1 and choices[0].encoded is choices[1].encoded:
+            prompts, copies = prompts[:1], jnp.zeros(BLOCK, jnp.int32)
         patches = max(choices[0].encoded.patch_counts, default=0)
         batch = self.processor.collate(
-            [choice.encoded for choice in full],
+            prompts,
             min_length=min(_power(len(choices[0].encoded.tokens)), pool.capacity),
             min_patches=_power(patches) if patches else 0,
             min_images=len(choices[0].encoded.images),
@@ -213,11 +224,13 @@ class Desk:
             jnp.array([choice.limit for choice in full], jnp.int32),
         )
         tickets = [*choices, *[None] * (len(full) - len(choices))]
-        pool.admit(batch, np.array([choice.row for choice in full]), tickets, own)
+        pool.admit(batch, np.array([choice.row for choice in full]), tickets, own, copies)
 
 
 def _alike(one: Encoded, other: Encoded) -> bool:
-    """True where two prompts may be read together: texts of one padded length."""
+    """True where two prompts may be read together: the same one, or texts of one padded length."""
+    if one is other:
+        return True
     return not one.images and not other.images and _power(len(one.tokens)) == _power(len(other.tokens))
 
 

@@ -96,7 +96,14 @@ class Pool:
         free = min(sum(ticket is None for ticket in tickets) for tickets in self._tickets)
         return self._left >= self._widths[0] or free < self.block
 
-    def admit(self, batch: Batch, rows: np.ndarray, tickets: Sequence[Any], own: Own | None = None) -> None:
+    def admit(
+        self,
+        batch: Batch,
+        rows: np.ndarray,
+        tickets: Sequence[Any],
+        own: Own | None = None,
+        copies: Array | None = None,
+    ) -> None:
         """Takes prompts in: at most `block` on each device, in the mesh's order, of which those with a ticket count.
 
         Args:
@@ -104,6 +111,7 @@ class Pool:
             rows: [B] row ids.
             tickets: B objects that tell what is answered; None: filled up.
             own: settings [B] of each.
+            copies: [B] numbers of the prompts in the batch, which is read once for all; None: it has B.
         """
         ids = jnp.asarray(rows.astype(np.uint32).view(np.int32))
         size = len(rows) // self._devices  # fewer than a block where few prompts are of a shape
@@ -119,7 +127,7 @@ class Pool:
             batch, ids, own, placed = shard_batch((batch, ids, own, placed), self._mesh)
         model, params, lora = self._network
         keys = sample_keys(self._key, ids, self._sampling.num_samples)
-        prefix, first = prefill(model, self._sampling, self._mesh, params, batch, lora, keys, own)
+        prefix, first = prefill(model, self._sampling, self._mesh, params, batch, lora, keys, own, copies)
         state = self._state
         samples = self._keys, state.completions, state.own, state.waiting
         self._prefix, samples = admit(self._mesh, self._prefix, samples, (prefix, keys, first, own), placed)

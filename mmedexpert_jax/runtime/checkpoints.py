@@ -320,10 +320,9 @@ def _restored(path: Path, leaves: Sequence[Any]) -> list[Any]:
         with contextlib.closing(_checkpointer()) as checkpointer:
             arrays = checkpointer.restore(path.absolute(), restore_args=arguments)
     except (ValueError, OSError, KeyError) as error:  # TensorStore raises a ValueError for a part that is not there
-        reason = border.cut(" ".join(str(error).split()), 80)
         raise DataError(
-            f"{path.parent}: parts of the state are missing ({reason}); bring the ckpt/ of every host into one folder "
-            "that all of them see, or go back to another checkpoint by config.resume_from"
+            f"{path.parent}: parts of the state are missing ({border.cut(str(error))}); bring the ckpt/ of every host "
+            "into one folder that all of them see, or go back to another checkpoint by config.resume_from"
         ) from error
     packed, offset, restored = arrays[_PACKED].tobytes(), 0, []
     for index, leaf in enumerate(leaves):

@@ -134,7 +134,7 @@ def _add(busy: float, tokens: int, flops: float) -> None:
         meter.flops += flops
 
 
-def readable(cost: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(cost: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a meter for people."""
     shown: dict[str, Any] = {"wall seconds": round(cost.get("wall_seconds", 0))}
     if "flops" in cost:

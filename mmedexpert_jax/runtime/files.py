@@ -29,7 +29,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     border.write_json(path, plain(value))
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def json_or_none(path: str | os.PathLike) -> Any:
     """The value in a JSON file; None where the file is missing or broken."""
     try:
         return border.read_json(path)
@@ -53,7 +53,7 @@ def json_lines(path: Path) -> list[tuple[bytes, Any]]:
 
 def owner(folder: Path) -> dict[str, Any]:
     """The marker of a folder that this package made: its kind ("run" or "artefact") and more; empty without one."""
-    found = read_json(folder / MARKER)
+    found = json_or_none(folder / MARKER)
     return found if isinstance(found, dict) and found.get("kind") in ("run", "artefact") else {}
 
 
@@ -223,11 +223,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy and JAX scalars and arrays
         return plain(value.tolist())
     if hasattr(value, "thumbnail"):  # PIL
-        return data_uri(value)
+        return thumbnail_uri(value)
     return str(value)
 
 
-def data_uri(image: Any) -> str:
+def thumbnail_uri(image: Any) -> str:
     """A PIL image as a small JPEG that HTML and JSON can hold."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -1,5 +1,6 @@
 """Hints in plain words when a run of RL goes wrong, from its metrics alone."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,7 @@ GAP = 0.05  # nats a token between sampler and trainer; bfloat16 gives 0.01 to 0
 HARD, EASY = 0.2, 0.8  # accuracy beyond which equal groups are all wrong, or all right
 ROSE, STOOD = 0.1, 0.02  # of a reward from the first tenth of a run to the last: learnt, and not
 COLLAPSE = 0.1  # of the first entropy
+ABSTAINED = 0.5  # share of the completions on which a reward abstains, from which it is hardly the reward asked for
 
 
 def hints(rows: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
@@ -45,6 +47,13 @@ def hints(rows: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
             f"{clipped:.0%} of the completions ran into max_new_tokens and cannot be right: raise it, or set "
             "rewards.length or mask_truncated"
         )
+    for key in sorted({key for row in steps[-RECENT:] for key in row if re.fullmatch("rewards/.+/abstained", key)}):
+        if (share := _recent(steps, key)) > ABSTAINED:
+            name = key.split("/")[1]
+            found[f"abstentions of {name}"] = (
+                f"the reward {name} abstained on {share:.0%} of the completions, which count without it: a reply of a "
+                "judge that cannot be read, or a reward of open answers on multiple choice"
+            )
     # a LoRA begins at the reference, with a KL of 0 from which any other is a multiple
     kl, leasts = _recent(steps, "kl"), [KL_FLOOR] * RECENT + [KL_FLOOR / RUNAWAY] * len(steps)
     before = [max(row["kl"], least) for row, least in zip(steps[:-RECENT], leasts, strict=False) if "kl" in row]

@@ -8,7 +8,7 @@ import sys
 import time
 
 from mmedexpert_jax.runtime.processes import GRACE, LAUNCHER, VARIABLES
-from mmedexpert_jax.runtime.signals import heard
+from mmedexpert_jax.runtime.signals import watched
 
 _EVERY = 0.1  # seconds between two looks at the processes
 
@@ -33,7 +33,7 @@ def run(count: int, argv: list[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    for number in heard():
+    for number in watched():
         signal.signal(number, forward)
     # Keep the processes' talk on loopback, unless the user's own say otherwise: the coordinator listens everywhere by
     # default, and NCCL on the first network that it finds. Gloo, of CPUs, takes the address of the host's name.

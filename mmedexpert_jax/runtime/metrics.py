@@ -72,7 +72,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
-class Rows:
+class Recent:
     """The rows of `folder` in the memory of a process that does not write them."""
 
     def __init__(self, folder: Path):

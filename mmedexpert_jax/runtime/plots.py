@@ -48,6 +48,8 @@ PANELS = (
           good="Good: all rise; one that falls pays for the others."),
     Panel("rewards", "Rewards by function", "mean, unweighted", {"rewards/*/mean": ""},
           good="Good: accuracy rises; format alone rising means that only the form is learned."),
+    Panel("abstentions", "Abstentions by reward", "share of the completions", {"rewards/*/abstained": ""},
+          good="Good: near 0. A judge whose replies cannot be read is not heard."),
     Panel("reward_by_paradigm", "Reward by paradigm", "sum of the weighted rewards", {"paradigms/*/reward": ""},
           good="Good: all rise together."),
     Panel("reward_by_specialty", "Reward by specialty", "sum of the weighted rewards", {"specialties/*/reward": ""},

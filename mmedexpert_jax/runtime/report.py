@@ -148,7 +148,7 @@ def settings(folder: Path) -> list[Section]:
     """Config, environment and command of a run, as far as its directory has them, folded."""
     found: list[Section] = []
     for title, name in (("Config", "config.json"), ("Environment", "env.json")):
-        if values := files.read_json(folder / name):
+        if values := files.json_or_none(folder / name):
             found.append(Facts(title, values, folded=True))
     if (folder / "cmd.txt").exists():
         command = (folder / "cmd.txt").read_text(encoding="utf-8", errors="replace")
@@ -221,7 +221,7 @@ def samples(folder: Path, prefix: str = "") -> list[Section]:
 
 def run_cost(status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The logged costs of a run: wall seconds in all and by phase of a step, tokens, tokens a second."""
-    cost = costs.readable(status["cost"]) if "cost" in status else {}
+    cost = costs.rounded(status["cost"]) if "cost" in status else {}
     clocks = sorted({key for row in rows for key in row if key == "step_time" or key.startswith("time/")})
     for name in clocks:
         label = "seconds of steps" if name == "step_time" else f"seconds of {name.removeprefix('time/')}s"

@@ -19,10 +19,11 @@ import msgspec
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config import field_of, flatten
+from mmedexpert_jax.config.fields import LATER
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, ResourceError
 from mmedexpert_jax.runtime import environment, files, processes
 from mmedexpert_jax.runtime.costs import Meter
-from mmedexpert_jax.runtime.metrics import Metrics, Rows
+from mmedexpert_jax.runtime.metrics import Metrics, Recent
 from mmedexpert_jax.runtime.progress import Progress
 from mmedexpert_jax.runtime.signals import SIGNALS, Overdue
 
@@ -70,7 +71,7 @@ class Run:
         try:
             self._write_start()
             tracker = self.config.get("tracker") or ""
-            self._metrics = Metrics(path, tracker, self.config) if self._writes else Rows(path)
+            self._metrics = Metrics(path, tracker, self.config) if self._writes else Recent(path)
         except BaseException:
             self._meter.close()
             raise
@@ -326,13 +327,13 @@ class Status(msgspec.Struct):
 
 def saved_config(path: Path) -> dict[str, Any]:
     """The config.json of a run; empty where it is missing or damaged."""
-    saved = files.read_json(path / "config.json")
+    saved = files.json_or_none(path / "config.json")
     return saved if isinstance(saved, dict) else {}
 
 
 def _failed_early(path: Path) -> bool:
     """True for a run that failed and has no checkpoint, export or store: nothing is lost if it starts again."""
-    if (files.read_json(path / "STATUS.json") or {}).get("state") != "failed":
+    if (files.json_or_none(path / "STATUS.json") or {}).get("state") != "failed":
         return False
     for entry in path.iterdir():
         ours = entry.name in EARLY or entry.name.startswith(".") or (entry.name == "ckpt" and not any(entry.iterdir()))
@@ -392,9 +393,11 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
-    """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks."""
+    """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks, of those
+    that came later the value that says what was done before."""
     old, new = dict(flatten(saved)), dict(flatten(wanted))
-    pairs = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in [*old, *new]}
+    lacking = {key: LATER.get(key.removeprefix("gba."), "(absent)") for key in [*old, *new]}
+    pairs = {key: (old.get(key, lack), new.get(key, lack)) for key, lack in lacking.items()}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

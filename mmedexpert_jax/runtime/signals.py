@@ -12,7 +12,7 @@ from mmedexpert_jax.runtime import processes
 GRACE = 8.0  # seconds from a signal to the end: clusters kill after 30, and a state has to be saved in between
 
 
-def heard() -> tuple[signal.Signals, ...]:
+def watched() -> tuple[signal.Signals, ...]:
     """The signals that end a run: of Ctrl-C, of a cluster or a kill, and of a terminal that closes unless `nohup` has
     it passed over."""
     hangup = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
@@ -62,7 +62,7 @@ class Signals:
         if self._open > 1 or threading.current_thread() is not threading.main_thread():
             return
         self.caught = None
-        for number in heard():
+        for number in watched():
             self._previous[number] = signal.signal(number, self._handle)
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._overdue)
 

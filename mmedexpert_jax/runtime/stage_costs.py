@@ -51,7 +51,7 @@ def table(folders: Iterable[Path], price: float = 0.0) -> list[dict[str, Any]]:
 def read(folder: Path) -> dict[str, Any] | None:
     """The cost of a run with its `kind` and the `samples` that it trained on; None where it is not done."""
     status = finished(folder)
-    config = files.read_json(folder / "config.json") or {}
+    config = files.json_or_none(folder / "config.json") or {}
     if "cost" not in status:
         return None
     return {"kind": _kind(config), "samples": samples(config, status.get("summary") or {}), **status["cost"]}

@@ -13,7 +13,7 @@ from mmedexpert_jax.runtime.signals import Overdue
 from mmedexpert_jax.train.learner import Learner
 from mmedexpert_jax.train.optimizer import unreached
 from mmedexpert_jax.train.policy import Evaluate
-from mmedexpert_jax.train.state import State, check_finite, is_due, keep, restore, resume, save, save_once
+from mmedexpert_jax.train.state import State, check_statistics, is_due, keep, restore, resume, save, save_once
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -82,7 +82,7 @@ def fit(
         goes_on = evaluated()
         while goes_on and state.step < steps:
             state, metrics = _stepped(run, state, step)
-            check_finite(metrics, state.step, config)
+            check_statistics(metrics, state.step, config)
             run.log(state.step, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations})
             progress.update(state.step, metrics)
             goes_on = evaluated()

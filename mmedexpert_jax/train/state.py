@@ -86,7 +86,7 @@ def is_due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def check_finite(stats: Mapping[str, float], step: int, config: ConfigDict) -> None:
+def check_statistics(stats: Mapping[str, float], step: int, config: ConfigDict) -> None:
     """Raises ConfigError where the loss or the gradient's norm is not finite."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(stats[name]):

@@ -411,6 +411,44 @@ def test_rows_of_other_trainers_are_read(tmp_path, form):
     assert case.trace == ("(1) Air." if form == "messages" else "")
 
 
+def test_a_ground_truth_of_several_texts_is_an_answer_and_what_else_is_accepted(tmp_path):
+    truths = [["Asthma", "Bronchial asthma", ""], {"target": ["Asthma", "Bronchial asthma"]}]
+    rows = [{"prompt": "What is it?", "reward_model": {"style": "rule", "ground_truth": truth}} for truth in truths]
+    rows += [{"prompt": "What is it?", "ground_truth": truths[0]}]
+    for case in load_cases(_write(tmp_path, *rows), "train"):
+        assert (case.answer, case.golds) == ("Asthma", ("Asthma", "Bronchial asthma"))
+    choice = {"prompt": "Which?\nA. low\nB. high", "ground_truth": ["B", "high"]}
+    (case,) = load_cases(_write(tmp_path, choice), "train")
+    assert (case.answer, case.golds) == ("B", ("B",))
+
+
+def test_what_rewards_of_other_trainers_read_reaches_ours(tmp_path, caplog):
+    solution, model = "<think>a</think><answer>Asthma</answer>", {"style": "rule", "ground_truth": "Asthma"}
+    rows = [
+        {"problem": "What is it?", "answer": "Asthma", "solution": solution},
+        {"prompt": "What is it?", "reward_model": model, "data_source": "own"},
+    ]
+    first, second = load_cases(_write(tmp_path, *rows), "train")
+    assert first.columns == {"solution": solution}
+    assert second.columns == {"reward_model": model, "data_source": "own"}
+    assert caplog.messages[-1].endswith("keys that only rewards of your own read: data_source")
+
+
+@pytest.mark.parametrize("label", [{"label": False}, {"kto_tag": False}, {"label": "False"}])
+def test_an_answer_that_was_rejected_is_no_reference(tmp_path, label):
+    for row in (
+        {"prompt": "What is it?", "completion": "COPD"},
+        {"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "COPD"}]},
+    ):
+        with pytest.raises(DataError, match=r"row 1, key \w+: false, so that the answer .*convert-data"):
+            load_cases(_write(tmp_path, row | label), "train")
+        name = next(iter(label))
+        (case,) = load_cases(_write(tmp_path, row | {name: True}), "train")
+        assert case.answer == "COPD" and case.columns[name] is True
+    (case,) = load_cases(_write(tmp_path, {"prompt": "Is it?", "answer": "no"} | label), "train")
+    assert case.answer == "no"  # `label` is not about it
+
+
 def test_lettered_options_in_a_foreign_question_make_a_choice(tmp_path):
     text = "Which band?\nOptions:\nA. low\nB. high\nAnswer with the letter."
     rows = [{"problem": text, "answer": answer} for answer in ("B", r"\boxed{B}", "high", "<answer>B. high</answer>")]
@@ -424,6 +462,11 @@ def test_lettered_options_in_a_foreign_question_make_a_choice(tmp_path):
     ("row", "words"),
     [
         ({"messages": "hello"}, "key messages: a list of turns"),
+        ({"prompt": "Q?", "chosen": "a", "rejected": "b"}, "two answers: give its question as prompt and the chosen"),
+        ({"chosen": [{"role": "user", "content": "Q?"}], "rejected": []}, "key question: there is none; a row of pref"),
+        ({"text": "hello"}, "a text alone asks nothing"),
+        ({"conversations": [{"from": "function_call", "value": "{}"}]}, "no turns of tools"),
+        ({"prompt": "Q?\nA. low\nB. high", "ground_truth": ["A", "B"]}, "names 2 options; a case has one answer"),
         ({"messages": [{"role": "user", "content": "Hi"}] * 2}, "2 user's"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "'robot'"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no answer"),
@@ -910,8 +953,26 @@ def test_the_parts_of_a_split_are_one(tmp_path, end, folder):
     assert [one.file for one in own.check(tmp_path) if one.faults] == [last]
     last.unlink()
     for read in (lambda: load_cases(tmp_path, "train"), lambda: own.check(tmp_path)):
-        with pytest.raises(DataError, match=r" does not hold each part of train once \(train-00000-.*; fetch the set"):
+        with pytest.raises(DataError, match=r"train-00010-of-00011 is not there; fetch all 11 parts"):
             read()
+
+
+def test_a_set_of_the_hub_is_read_from_its_cache_with_the_files_of_its_split(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(name, **given):
+        asked.append((name, given["repo_type"], given["revision"], given["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "train-00000-of-00001.parquet")
+    patterns = ["train.*", "train-*", "data/train-*"]
+    assert [case.id for case in load_cases("hub:clinic/set@v2", "train")] == [ROW["id"]]
+    assert asked == [("clinic/set", "dataset", "v2", patterns)]
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    _write(tmp_path, ROW)  # whose images are files beside it
+    assert len(load_cases("hub:clinic/set", "train")) == 1
+    assert asked[1:] == [("clinic/set", "dataset", None, patterns), ("clinic/set", "dataset", None, None)]
 
 
 def test_a_path_of_windows_is_found(tmp_path):

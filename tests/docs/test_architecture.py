@@ -11,7 +11,7 @@ PACKAGE = ROOT / "mmedexpert_jax"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 WAYS = re.findall(r"^## (From .*?)$.*?^```way\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 STEP = re.compile(r"^(\S+\.py) +([\w.]+) +(?:-> (\w+))? *(\S.*)$")
-FOREIGN = {"ConfigDict", "Rule"}  # of ml_collections; an alias of two of optax
+FOREIGN = {"ConfigDict", "Rule", "Rows"}  # of ml_collections; aliases of what optax and arrays give
 
 
 def steps(way):

@@ -65,6 +65,52 @@ def test_a_table_follows_its_result(figures, tmp_path, name):
     assert "docs/benchmarks.md: a table is not that of docs/results" in list(figures["stale"]())
 
 
+@pytest.mark.parametrize("name", ["against", "structure", "eight", "objectives", "rates"])
+def test_the_page_of_the_ablation_follows_the_results_of_other_settings(figures, tmp_path, name):
+    file = tmp_path / "docs" / "results" / f"{name}.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"result": doubled(found["result"])}))
+    pages = [line.partition(":")[0] for line in figures["stale"]() if line.startswith("docs/") and ".md" in line]
+    assert pages == ["docs/reproduction.md"]
+
+
+def test_intervals_over_seeds_are_those_of_students_t(figures):
+    gain = {"gain": -0.02, "low": -0.03, "high": -0.01}
+    held_out = [(group, seed, 0.5 + step) for group, step in (("GBA", 0), ("GRPO", 0.01)) for seed in range(3)]
+    runs = [
+        {"group": group, "seed": seed, "sampled": right + seed / 100 * (group == "GRPO"), "greedy": right}
+        for group, seed, right in held_out
+    ]
+    result = {"runs": runs, "GBA": {"runs": 3}} | {f"GBA beyond grpo, {kind}": gain for kind in ("sampled", "greedy")}
+    about = {"date": "", "hardware": "", "versions": {}, "command": ""}
+    table = figures["TABLES"]["against"][1](about | {"result": result})
+    # 1, 2 and 3 points: 2 with 4.303 x 1 / sqrt(3) to each side; three times 1 point: no spread
+    assert "| GRPO (`grpo`) | +2.0 [+1.0, +3.0] | [-0.5, +4.5] | +2.0 [+1.0, +3.0] | [+1.0, +1.0] |" in table
+
+
+def test_seeds_for_a_half_width_are_those_of_a_table_of_t(figures):
+    # t x 1 / sqrt(n) with t of a printed table: 2.571 / sqrt(6) = 1.05, 2.447 / sqrt(7) = 0.92
+    even = [0.02, 0.0, 0.01, 0.01, -0.01, 0.5]  # of the first five: mean 0.6 points, standard deviation 1.14
+    claims = [
+        {"text": "one", "measure": "accuracy", "by_seed": even, "low": -0.005, "high": 0.015},
+        {"text": "settled", "measure": "accuracy", "by_seed": [0.1, 0.11, 0.1], "low": 0.09, "high": 0.11},
+        {"text": "no accuracy", "measure": "entropy", "by_seed": even, "low": -0.005, "high": 0.015},
+    ]
+    runs = [
+        {"group": group, "seed": seed, "sampled": place * (seed - 1) / 100, "greedy": place * (seed - 1) / 50}
+        for place, group in enumerate(("GBA", "GRPO"))
+        for seed in range(3)
+    ]
+    pair = {"low": -0.01, "high": 0.01}
+    eight = {"runs": runs} | {f"GBA beyond grpo, {kind}": pair for kind in ("sampled", "greedy")}
+    rows = figures["TABLES"]["power"][1]({"claims": claims}, {"result": eight}).splitlines()[2:]
+    assert rows == [
+        "| ablation: one | 5 | 1.14 | 1.00 | 1.42 | 8 |",
+        "| 48 steps, sampled: GBA outperforms GRPO | 3 | 1.00 | 1.00 | 2.48 | 7 |",
+        "| 48 steps, greedy: GBA outperforms GRPO | 3 | 2.00 | 1.00 | 4.97 | 18 |",
+    ]
+
+
 def test_a_table_says_what_is_not_measured_until_it_is(figures, tmp_path):
     (tmp_path / "docs" / "results" / "update.json").unlink()
     figures["draw"]()

@@ -126,6 +126,37 @@ def test_estimators_are_trls_with_and_without_abstentions(name):
             np.testing.assert_allclose(estimate(values, weights, name), theirs, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_global_is_verls_whitening_over_tokens(share):
+    """`compute_reinforce_plus_plus_baseline_outcome_advantage`: each reward less its group's mean stands at every token
+    of its completion, and all of the step's tokens are normalised at once, by Bessel's deviation and 1e-8."""
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        values, lengths = rng.integers(0, 3, (4, 6, 1)).astype(np.float32), rng.integers(1, 96, (4, 6))
+        values[rng.random(values.shape) < share] = np.nan
+        rewards = values[..., 0].astype(np.float64)
+        tokens = [
+            [reward - np.nanmean(group)] * length
+            for group, several in zip(rewards, lengths, strict=True)
+            for reward, length in zip(group, several, strict=True)
+        ]
+        every = np.array([value for some in tokens for value in some if not np.isnan(value)])
+        truth = (np.array([some[0] for some in tokens]) - every.mean()) / np.sqrt(every.var(ddof=1) + 1e-8)
+        found = estimate(values, np.ones(1), "global", lengths=lengths)
+        np.testing.assert_allclose(found, np.nan_to_num(truth).reshape(4, 6), rtol=1e-5, atol=1e-6)
+        samples = rewards - np.nanmean(rewards, axis=1, keepdims=True)  # of one length: over the samples
+        alike = (samples - np.nanmean(samples)) / np.sqrt(np.nanvar(samples, ddof=1) + 1e-8)
+        np.testing.assert_allclose(estimate(values, np.ones(1), "global"), np.nan_to_num(alike), rtol=1e-5, atol=1e-6)
+
+
+def test_an_estimator_with_lengths_is_given_them(tmp_path):
+    (tmp_path / "own.py").write_text("def f(values, weights, eps, ddof, lengths):\n    return lengths * 2.0\n")
+    lengths = np.array([[1, 2], [3, 4]])
+    given = np.ones((2, 2, 1), np.float32), np.ones(1, np.float32), f"{tmp_path}/own.py:f"
+    np.testing.assert_array_equal(estimate(*given, lengths=lengths), lengths * 2)
+    np.testing.assert_array_equal(estimate(*given), np.full((2, 2), 2.0))
+
+
 @settings(deadline=None)
 @given(hnp.arrays(np.float32, (3, 4, 2), elements=st.integers(0, 2).map(float)), st.sampled_from(sorted(ESTIMATORS)))
 def test_every_estimator_is_finite_and_teaches_nothing_where_all_is_equal(values, name):

@@ -158,7 +158,7 @@ def test_a_judge_has_its_own_tries_and_time(tmp_path):
         reward = rewards.WeightedReward("judge", 1.0, judge(endpoint_asker(endpoint(server), tmp_path / "j.sqlite")))
         told = {"case": CHOICE, "text": "x", "paradigm": None, "length": 1, "truncated": False, "max_new_tokens": 8}
         limits = {"timeout": 0.05, "attempts": 1, "workers": 1}
-        assert rewards._column(reward, [told], 8, limits) == [0.5]
+        assert rewards._columns([reward], [told], slice(None), 8, limits) == [[0.5]]
 
 
 def _nowhere():

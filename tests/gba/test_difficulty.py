@@ -56,6 +56,17 @@ def test_rates_are_stored_and_none_is_asked_twice(tmp_path):
     assert difficulty.pass_rates(edited, again, file) == rates | {"c4": 0.0} and again.asked == [4]
 
 
+def test_an_open_case_is_right_by_what_its_file_accepts(tmp_path):
+    """Two of the four answers are among the references."""
+    case = Case("open", "Question 0?", (), "Asthma", columns={"accepted": ["Bronchial asthma"]})
+    said = ["<answer>asthma</answer>", "<answer>Bronchial asthma.</answer>", "<answer>COPD</answer>", "B"]
+    engine = SimpleNamespace(
+        settings=SimpleNamespace(num_samples=4),
+        answer=lambda talks, ids, names: [(0, [SimpleNamespace(text=text) for text in said]) for _ in list(talks)],
+    )
+    assert difficulty.pass_rates([case], engine, tmp_path / "rates.jsonl") == {"open": 0.5}
+
+
 def test_several_processes_share_the_cases_and_one_writes(tmp_path, monkeypatch):
     """Two threads as two processes."""
     here, both, told = threading.local(), threading.Barrier(2), [None, None]

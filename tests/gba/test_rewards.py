@@ -215,7 +215,8 @@ def test_the_functions_of_a_file_share_what_it_holds(tmp_path, monkeypatch):
     functions = ("mine.py:sizes", f"{tmp_path}/mine.py:empty")
     scoring = rewards.from_config(config(**{"rewards.functions": functions}), files=files)[-2:]
     assert Path.cwd() == tmp_path
-    assert rewards.score(scoring, rollout(["a", "abc"]), 100).values.tolist() == [[[1.0, 2.0], [3.0, 2.0]]]
+    one_by_one = rewards.score(scoring, rollout(["a", "abc"]), 100, workers=1)  # else `empty` may be called first
+    assert one_by_one.values.tolist() == [[[1.0, 2.0], [3.0, 2.0]]]
     assert Path.cwd() == tmp_path
     own = estimator("mine.py:mean", files)
     given = np.zeros((1, 2, 1)), np.ones(1), "mine.py:mean"
@@ -297,6 +298,64 @@ def test_calls_run_beside_each_other(monkeypatch):
     monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
     module.meets = lambda case, text, **_: float(barrier.wait(20) >= 0)
     assert scored("own.meets", list("abcdefgh")).values[0, :, -1].tolist() == [1.0] * 8
+
+
+def test_functions_run_beside_each_other_and_beside_a_judge(monkeypatch):
+    """Two functions and an endpoint's judge wait for each other; their columns stand in the order of the rewards."""
+    barrier = threading.Barrier(3)
+    monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    module.meets = lambda case, text, **_: 2 + 0 * barrier.wait(20)
+    module.whole = lambda cases, texts, **_: [3 + 0 * barrier.wait(20)]
+
+    class Judge:
+        sends = True
+
+        def __call__(self, cases, texts, **_):
+            return [4 + 0 * barrier.wait(20)]
+
+    own = rewards.from_config(config(**{"rewards.functions": ("own.meets", "own.whole")}))
+    scoring = (own[0], rewards.WeightedReward("judge", 1.0, Judge()), *own[1:])
+    names = [reward.name for reward in scoring]
+    values = dict(zip(names, rewards.score(scoring, rollout(["x"]), 100).values[0, 0].tolist(), strict=True))
+    assert names == ["accuracy", "judge", "format", "structure", "meets", "whole"]
+    assert values == {"accuracy": 0, "judge": 4, "format": 0, "structure": 0, "meets": 2, "whole": 3}
+
+
+def test_with_one_worker_functions_are_called_one_after_another(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    called, running = [], threading.Lock()
+
+    def alone(name):
+        assert running.acquire(blocking=False)
+        called.append(name)
+        time.sleep(0.01)
+        running.release()
+        return 1.0
+
+    module.first, module.second = (
+        (lambda case, text, **_: alone("first")),
+        (lambda cases, texts, **_: [alone("second")] * 2),
+    )
+    scoring = rewards.from_config(config(**{"rewards.functions": ("own.first", "own.second")}))
+    rewards.score(scoring, rollout(["x", "y"]), 100, workers=1)
+    assert called == ["first", "first", "second"]
+
+
+def test_models_in_process_wait_for_their_turn():
+    """Two threads of one process would start collectives in an order of their own."""
+    running = threading.Lock()
+
+    class Model:
+        sends = False
+
+        def __call__(self, cases, texts, **_):
+            assert running.acquire(blocking=False)
+            time.sleep(0.01)
+            running.release()
+            return [1.0] * len(cases)
+
+    scoring = tuple(rewards.WeightedReward(name, 1.0, Model()) for name in ("judge", "similarity"))
+    assert rewards.score(scoring, rollout(["x", "y"]), 100).values.tolist() == [[[1.0, 1.0]] * 2]
 
 
 def test_a_failure_that_passes_is_tried_again(monkeypatch):
@@ -451,6 +510,38 @@ def test_a_right_answer_without_reasoning_is_above_a_wrong_one_in_full_form():
     even = rewards.from_config(config(**{"rewards.format": 0.5, "rewards.structure": 0.5}))
     assert rewards.score(even, made, 100).total.tolist() == [[1.0, 1.0, 2.0]]
     assert rewards.score(even, made, 100, gated=True).total.tolist() == [[1.0, 0.0, 2.0]]
+
+
+# Abstentions ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_answers_nonsense_is_named_at_its_first_step(capsys):
+    """Its abstentions are a metric, which rewards that never abstain do not have, and all of a step are a line."""
+    replies = {"nonsense": "lorem ipsum", "half": "Score: 5"}
+    judge = JudgeReward(
+        lambda texts: [
+            next((reply for text, reply in replies.items() if f"\n{text}\n" in asked), "") for asked in texts
+        ],
+        *("rubric", "sound reasoning"),
+        sends=False,
+    )
+    scoring = (rewards.WeightedReward("accuracy", 1.0, rewards.accuracy), rewards.WeightedReward("judge", 1.0, judge))
+    told = set()
+    for step, texts, share in ((1, ["half", "nonsense"], 0.5), (2, ["nonsense"] * 2, 1.0), (3, ["nonsense"] * 2, 1.0)):
+        scores = rewards.score(scoring, rollout(texts), 100)
+        assert scores.stats()["rewards/judge/abstained"] == share and "rewards/accuracy/abstained" not in scores.stats()
+        trainer._tell_silent(scores, step, told)
+    assert capsys.readouterr().out == (
+        "step 2: the reward judge abstained on all 2 completions, which count without it; no reply could be read: see "
+        "judge.sqlite in the run directory, and name a model that keeps to the form\n"
+    )
+
+
+def test_the_metrics_of_the_default_rewards_are_those_that_never_abstain():
+    assert {reward.name for reward in rewards.from_config(config())} <= {*rewards.SURE}
+    assert not [
+        name for name in rewards.score(rewards.from_config(config()), rollout(["x"]), 9).stats() if "abst" in name
+    ]
 
 
 # A judge --------------------------------------------------------------------------------------------------------------

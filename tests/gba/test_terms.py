@@ -246,10 +246,48 @@ def test_settings_that_do_not_go_together(short, tmp_path, overrides, said):
         train(config)
 
 
-def test_an_own_surrogate_and_estimator_are_files(short, tmp_path, plain):
+def test_an_own_term_is_added_to_the_loss_by_its_weight(short, tmp_path):
+    """The KL as a user writes it, beside the one of `beta`: together they weigh as one of twice the beta."""
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp\n\n"
+        "def pull(tokens):\n"
+        "    gap = tokens.reference - tokens.logprobs\n"
+        "    return jnp.expm1(gap) - gap, {'pulled': tokens.entropy}\n"
+    )
+    own, watched, advantage = made(3)
+    tokens = Tokens(own, reference=watched["masked"], entropy=watched["entropy"])
+    found = {}
+    for name, fields in {"own": {"terms": (f"{tmp_path}/mine.py:pull=0.5",)}, "twice": {"beta": 1.0}}.items():
+        objective = Objective.from_config(short(tmp_path / name, **{"beta": 0.5} | fields))
+        found[name] = policy_terms(tokens, advantage, MASK, objective).stats()
+    np.testing.assert_allclose(found["own"]["loss"], found["twice"]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(found["own"]["pulled"], watched["entropy"][MASK].mean(), rtol=1e-6)
+    assert "pulled" not in found["twice"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return tokens.masked + 1, {}", "config.terms=.* failed on two groups of two: .*NoneType"),
+        (
+            "raise ValueError('mine')",
+            "config.terms=.* failed on two groups of two: ValueError: mine; see docs/extend.md",
+        ),
+        ("return 0 * tokens.logprobs / 0, {}", "failed on two groups of two: .*not finite"),
+    ],
+)
+def test_an_own_term_that_fails_is_one_line_before_any_work(short, tmp_path, body, said):
+    (tmp_path / "mine.py").write_text(f"def f(tokens):\n    {body}\n")
+    with pytest.raises(ConfigError, match=said):
+        trainer.preflight(short(tmp_path / "run", terms=(f"{tmp_path}/mine.py:f=0.1",)), [])
+
+
+def test_an_own_surrogate_estimator_and_term_are_files(short, tmp_path, plain):
     (tmp_path / "mine.py").write_text(
         "def half(ratio, logprobs, advantage, low, high):\n    return -0.5 * ratio * advantage, {}\n\n"
-        "def raw(values, weights, eps, ddof):\n    return values @ weights\n"
+        "def raw(values, weights, eps, ddof):\n    return values @ weights\n\n"
+        "def sure(tokens):\n    return 0.5 * tokens.logprobs**2, {'doubt': -tokens.logprobs}\n"
     )
     own = {"surrogate": f"{tmp_path}/mine.py:half", "advantage_scale": f"{tmp_path}/mine.py:raw"}
-    checked(short(tmp_path / "run", steps=1, **own), plain)
+    done = checked(short(tmp_path / "run", steps=1, terms=(f"{tmp_path}/mine.py:sure=0.1",), **own), plain)
+    assert done.rows[-1]["doubt"] > 0

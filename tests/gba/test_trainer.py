@@ -14,7 +14,7 @@ from mmedexpert_jax import lora
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
 from mmedexpert_jax.gba import policy_learner as learner_module
-from mmedexpert_jax.gba import trainer
+from mmedexpert_jax.gba import rewards, trainer
 from mmedexpert_jax.gba.batches import Batches
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.policy_learner import PolicyLearner
@@ -240,6 +240,34 @@ def test_dynamic_sampling_goes_on_until_enough_groups_differ(run_config, tmp_pat
     assert chosen.tolist() == [False, True, True, False, True, False]
 
 
+def test_a_hint_is_printed_once(tmp_path, capsys):
+    with Run.open(tmp_path / "run", {"job": "gba"}) as run:
+        hinted = set()
+        for step in range(1, 21):
+            run.log(step, {"reward": 0.0, "frac_reward_zero_std": 0.95, "rewards/accuracy/mean": 0.0})
+            trainer._hint(run, hinted)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint: ")]
+    assert len(printed) == 1 and printed[0].startswith("hint: 95% of the groups have equal rewards and teach nothing")
+
+
+@pytest.mark.parametrize("bounds", [(0.05, 0.95), (0.25, 0.5), (0.0, 1.0)])
+def test_a_filter_while_it_trains_is_by_pass_rate(run_config, tmp_path, bounds):
+    """Groups of 0 to 4 right of 4, all of them of rewards that differ, since their form does; bounds are inclusive."""
+    least, most = bounds
+    options = {"filter.online": True, "filter.least": least, "filter.most": most, "prompts_per_step": 3}
+    config = run_config(tmp_path, objective="dapo", refill_rounds=2, **options)
+    right = (np.arange(4) < np.arange(5)[:, None]).astype(np.float32)
+    values = np.stack([np.broadcast_to(np.eye(4, dtype=np.float32)[0], right.shape), right], axis=-1)
+    names = tuple(rewards.WeightedReward(name, 1.0, rewards.REWARDS[name]) for name in ("format", "accuracy"))
+    scores = rewards.Scores(values, names)
+    kept = [least <= n / 4 <= most for n in range(5)]
+    assert trainer._teaches(values, scores, config).tolist() == kept
+    assert trainer._wants_more([(None, scores, values)], config) == (sum(kept) < 3)
+    assert not trainer._wants_more([(None, scores, values)] * 2, config)
+    config = run_config(tmp_path, objective="dapo")
+    assert trainer._teaches(values, scores, config).tolist() == trainer._differs(values.sum(axis=-1)).tolist()
+
+
 def test_parts_hold_the_kept_prompts_in_order(setup, run_config, tmp_path):
     config = run_config(tmp_path, zero_variance="drop", minibatches=2, packing=0)
     calls = []
@@ -406,6 +434,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path):
         ({"minibatches": 3}, ConfigError, "minibatches 3, micro_batch 2.; set --config.prompts_per_step=6"),
         ({"micro_batch": 3}, ConfigError, "set --config.micro_batch=2"),
         ({"paradigms_per_query": 3}, ConfigError, "config.prompts_per_step"),
+        ({"filter.online": True}, ConfigError, "set --config.zero_variance=drop or refill"),
         ({"rewards.functions": ("nowhere.f",)}, ConfigError, "nowhere.f"),
         ({"max_prompt_length": 40}, DataError, r"case case-\d: a prompt of \d+ tokens"),
     ],

@@ -17,7 +17,7 @@ from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.launch import ablation, ablation_result, load_config, stage_cache, table3
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.stage_cache import Stages
-from mmedexpert_jax.medeval import result_tables
+from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import files, stage_costs
 from mmedexpert_jax.runtime.signals import SIGNALS
 
@@ -223,7 +223,7 @@ def test_the_table_by_hand():
     assert str(ablation_result.diversity_rows(result)[1]["pass@8"]).startswith("62.5 ± 158.8")
     assert first["published gain"] == "–" and second["published gain"] == "+2.45"
     assert str(second["accuracy"]).startswith("62.5 ± 158.8 [") and second["TIES"] == "✓" and second["Naive"] == "–"
-    assert "| Ours |" in result_tables.markdown([first, second])
+    assert "| Ours |" in text_tables.markdown([first, second])
     assert len(ablation_result.spread(result)) == 2 * len(ablation_result.MEASURES)
 
 
@@ -319,3 +319,14 @@ def test_a_benchmark_is_trained_on(tmp_path):
     assert [row.published for row in found] == [None, 77.93]
     jobs = [task.stage.job for task in Stages(config, tmp_path).order(table3.wanted(config, found), 0)]
     assert Counter(jobs) == {"gba": 1, "evaluate": 4}
+
+
+def test_fields_that_came_later_leave_the_stages_of_before_theirs():
+    """Unset they are not hashed, so that no stage is made again; set they are."""
+    hashed = stage_cache.hashed_fields(load_config("configs/gba.py"))
+    assert hashed["zero_variance"] == "keep" and not {"filter.online", "terms"} & {*hashed}
+    changed = load_config(
+        "configs/gba.py", {"filter.online": True, "terms": ("own.py:f=0.1",), "zero_variance": "drop"}
+    )
+    found = stage_cache.hashed_fields(changed)
+    assert found["filter.online"] is True and found["terms"] == ["own.py:f=0.1"]

@@ -20,7 +20,7 @@ from mmedexpert_jax.errors import ConfigError, ResourceError
 from mmedexpert_jax.gba.policy_learner import PolicyBatch, PolicyLearner
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
-from mmedexpert_jax.launch.job_plan import check
+from mmedexpert_jax.launch.job_plan import check_memory
 from mmedexpert_jax.launch.jobs import launch
 from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.plan import hardware
@@ -269,20 +269,20 @@ def test_groups_that_are_too_large_are_named():
     """A micro-batch of one prompt holds all samples of its group: no other field lowers that."""
     fields = {"plan_mesh": "v5e-8", "num_samples": 1_000_000, "prompts_per_step": 8}
     with pytest.raises(ResourceError, match=r"set --config\.num_samples=8$"):
-        check(load_config("configs/gba.py:mini", fields))
-    check(load_config("configs/gba.py:mini", fields | {"num_samples": 8}))
+        check_memory(load_config("configs/gba.py:mini", fields))
+    check_memory(load_config("configs/gba.py:mini", fields | {"num_samples": 8}))
 
 
 def test_a_pipeline_that_does_not_fit_names_the_stage_and_fields_that_exist():
     fields = {"plan_mesh": "v5e-8", "gba.mesh.data": 1, "gba.prompts_per_step": 8, "gba.micro_batch": 8}
     with pytest.raises(ResourceError, match=r"^gba does not fit: .*; set --config.gba.micro_batch=1$"):
-        check(load_config("configs/pipeline.py:qwen2_vl_2b", fields))
+        check_memory(load_config("configs/pipeline.py:qwen2_vl_2b", fields))
     wide = {"plan_mesh": "v5e-8", "model.dtype": "float32", "dsa.max_prompt_length": 512}
     with pytest.raises(ResourceError) as refused:
-        check(load_config("configs/pipeline.py:qwen2_vl_2b", wide))
+        check_memory(load_config("configs/pipeline.py:qwen2_vl_2b", wide))
     mend = dict(part.removeprefix("--config.").split("=") for part in str(refused.value).split() if "=" in part)
     assert "model.dtype" in mend, "a field that all stages share has no stage's name before it"
-    check(load_config("configs/pipeline.py:qwen2_vl_2b", wide | mend))
+    check_memory(load_config("configs/pipeline.py:qwen2_vl_2b", wide | mend))
 
 
 @pytest.mark.parametrize("job", ["dsa", "gba"])

@@ -1,11 +1,13 @@
 """The serve job as a user starts it: the product's evaluation asks it, adapters answer by name as they do alone."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.models import load_processor
 
 NAMES = ("first", "second")
+TOP = ("benchmarks", "duplicates", "candidates", "stages")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,23 @@ def test_an_evaluation_asks_adapters_by_name_and_gets_what_each_says_alone(folde
     assert len(said["base"]) == 4 and len({tuple(answers.items()) for answers in said.values()}) == 3
     for name in NAMES:
         assert rows[f"far-{name}"] == said[name]
+
+
+def test_the_factory_asks_its_teacher_there(served, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = {"A": "Pneumonia", "B": "Gout"}
+    question = "A woman of {} has a cough, a fever and an infiltrate. Which of these is the most likely diagnosis?"
+    rows = [{"id": str(age), "question": question.format(age), "options": options, "answer": "A"} for age in (20, 50)]
+    Path("raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"data.path": "raw.jsonl", "benchmarks": "", "duplicates": 1, "candidates": 1, "stages": "collect,trace"}
+    fields |= {"url": served, "model": "first", "key_env": "", "prompt": "short", "max_tokens": 32}
+    arguments = [f"--config.{key if '.' in key or key in TOP else f'teacher.{key}'}={v}" for key, v in fields.items()]
+    assert main(["--config=configs/dataset.py:endpoint", *arguments]) == 0, capsys.readouterr().err
+    with contextlib.closing(sqlite3.connect("runs/dataset-endpoint/factory.sqlite")) as store:
+        traces = store.execute("SELECT teacher, response FROM traces").fetchall()
+        attempts = store.execute("SELECT outcome, completion_tokens FROM attempts").fetchall()
+    assert [teacher for teacher, _ in traces] == ["first"] * 2 and all(response for _, response in traces)
+    assert attempts == [("answered", 32)] * 2
 
 
 def test_an_adapter_that_asks_otherwise_than_the_base_is_served_alone(folder, tmp_path, capsys):

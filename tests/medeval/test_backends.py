@@ -19,7 +19,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError, NotFinite
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval.backends.choose import open_backend
-from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, content_hash, fingerprint
+from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend, content_hash, weights_hash
 from mmedexpert_jax.medeval.backends.torch_model import TransformersBackend
 from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import parse
@@ -138,7 +138,7 @@ def test_of_a_hub_repository_one_folder_is_fetched(folder, tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: asked.append((a, k)) or tmp_path / "hub")
     config = load_config("configs/evaluate.py")
     backend = open_backend(config, parse("system:med-r1/VQA_CT"), tmp_path, SimpleNamespace(interrupted=lambda: None))
-    assert backend.identity["weights"] == fingerprint(str(folder))
+    assert backend.identity["weights"] == weights_hash(str(folder))
     assert asked == [(("yuxianglai117/Med-R1",), {"allow_patterns": ["VQA_CT/*"]})]
     with pytest.raises(DataError, match="yuxianglai117/Med-R1 holds no folder VQA_US; see https"):
         open_backend(config, parse("system:med-r1/VQA_US"), tmp_path, SimpleNamespace(interrupted=lambda: None))
@@ -171,12 +171,12 @@ def test_transformers_answers_are_of_the_weights_in_a_folder_and_of_a_hub_id_by_
 
 def test_a_fingerprint_changes_with_the_weights_alone(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert fingerprint(str(copy)) == fingerprint(str(folder))
+    assert weights_hash(str(copy)) == weights_hash(str(folder))
     weights = next(copy.glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(content)
-    assert fingerprint(str(copy)) != fingerprint(str(folder))
+    assert weights_hash(str(copy)) != weights_hash(str(folder))
 
 
 def test_a_fingerprint_changes_with_any_tensor_of_a_large_file(tmp_path):
@@ -184,16 +184,16 @@ def test_a_fingerprint_changes_with_any_tensor_of_a_large_file(tmp_path):
     tensors = {f"layer.{i}": np.zeros((1024, 1024, 2), np.float32) for i in range(2)}
     tensors |= {f"norm.{i}": np.zeros(300, np.float32) for i in range(20)}
     save_file(tensors, file)
-    before = fingerprint(str(tmp_path))
-    assert fingerprint(str(tmp_path)) == before
+    before = weights_hash(str(tmp_path))
+    assert weights_hash(str(tmp_path)) == before
     for name, tensor in tensors.items():
         changed = tensor.copy()
         inner = changed.reshape(-1)[len(changed) // 3 :][:200_000]  # 800 KB of a layer
         inner[:] = 7
         save_file(tensors | {name: changed}, file)
-        assert fingerprint(str(tmp_path)) != before, name
+        assert weights_hash(str(tmp_path)) != before, name
     save_file(tensors, file)
-    assert fingerprint(str(tmp_path)) == before
+    assert weights_hash(str(tmp_path)) == before
 
 
 TORN = json.dumps({"a": {"data_offsets": [-5, 2**70]}, "b": {"data_offsets": ["x", 1]}, "c": 1}).encode()

@@ -16,7 +16,6 @@ from mmedexpert_jax.medeval.result_tables import (
     comparison_table,
     comparison_warning,
     every_cell,
-    markdown,
     models_table,
     show,
 )
@@ -24,6 +23,7 @@ from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.figure import parts
+from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import costs, processes
 
 KEY = jax.random.key(0)

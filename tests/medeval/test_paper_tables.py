@@ -28,6 +28,7 @@ from mmedexpert_jax.medeval.paper_tables import (
 from mmedexpert_jax.medeval.prompt_styles import styles
 from mmedexpert_jax.medeval.published import GMAI, MAIN, SKILLS, TABLES
 from mmedexpert_jax.medeval.systems import NEWER, SYSTEMS, parse
+from mmedexpert_jax.report.text_tables import markdown
 
 COLUMNS = {
     "question_type": {"Reasoning": "Rea.", "Understanding": "Under."},
@@ -92,7 +93,7 @@ def test_formats(results):
         and str(rows[10]["Total"]) == "+14.00"
         and rows[0]["OMVQA"] == "–"
     )
-    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] (10.0, 70.0) |" in result_tables.markdown(rows)
+    assert "| Lingshu 7B | 7B | measured | 40.0 [16.8, 68.7] (10.0, 70.0) |" in markdown(rows)
     parsed = list(csv.DictReader(io.StringIO(result_tables.comma_separated(spread(MAIN, found)))))
     assert (
         parsed[9]["Total"] == "40.00" and parsed[9]["Total wilson low"] == "16.82" and parsed[9]["Total items"] == "10"

@@ -654,7 +654,7 @@ KINDS = {
 
 @pytest.mark.parametrize("question", KINDS)
 def test_what_is_asked_is_known_in_other_languages_too(question):
-    assert eligibility.kind(record(question)) == KINDS[question]
+    assert eligibility.asks(record(question)) == KINDS[question]
 
 
 @pytest.mark.parametrize(

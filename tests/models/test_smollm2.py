@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 import mmedexpert_jax as mx
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch.cli import main
-from mmedexpert_jax.medeval.backends.jax_engine import fingerprint
+from mmedexpert_jax.medeval.backends.jax_engine import weights_hash
 from mmedexpert_jax.models import locate, smollm2
 from mmedexpert_jax.models.tree import flatten
 from mmedexpert_jax.processing.batch import Batch
@@ -192,17 +192,17 @@ def test_images_are_seen_and_the_saved_directory_is_transformers(tiny, tmp_path)
 
 def test_a_changed_decoder_or_tower_is_another_model_to_a_run(tiny, tmp_path, monkeypatch):
     """Answers are kept by the fingerprint of the weights that gave them."""
-    found = [fingerprint("smollm2")]
+    found = [weights_hash("smollm2")]
     tower = shutil.copytree(locate.MINI, tmp_path / "tower") / "model.safetensors"
     decoder = Path(shutil.copy(tiny, tmp_path))
     monkeypatch.setattr(locate, "MINI", tower.parent)
     monkeypatch.setattr(smollm2, "find", lambda: decoder)
-    assert fingerprint("smollm2") == found[0]
+    assert weights_hash("smollm2") == found[0]
     for file in (decoder, tower):
         content = bytearray(file.read_bytes())
         content[-3] ^= 1
         file.write_bytes(content)
-        found.append(fingerprint("smollm2"))
+        found.append(weights_hash("smollm2"))
     assert len(set(found)) == 3
 
 

@@ -22,6 +22,7 @@ from mmedexpert_jax.errors import NotFinite
 from mmedexpert_jax.models import load_policy, load_processor
 from mmedexpert_jax.rollout import Engine, Settings, server, widths
 from mmedexpert_jax.rollout import desk as desk_module
+from mmedexpert_jax.rollout import pool as pool_module
 from mmedexpert_jax.rollout.decode import programs
 from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
 
@@ -160,8 +161,23 @@ def test_after_the_warm_up_a_request_compiles_nothing(ask, desk):
     desk.warm_up()
     before = len(programs)
     assert ask().status_code == ask([picture(), {"type": "text", "text": "What is it?"}]).status_code == 200
-    assert ask(n=4).status_code == 200
+    assert ask(n=4).status_code == ask([picture(), {"type": "text", "text": "What is it?"}], n=2).status_code == 200
     assert programs[before:] == []
+
+
+@pytest.mark.parametrize("content", ["What is gout?", [picture(), {"type": "text", "text": "What is it?"}]])
+def test_a_prompt_is_read_once_for_all_of_its_choices(ask, monkeypatch, content):
+    read, prefill = [], pool_module.prefill
+
+    def seen(model, sampling, mesh, params, batch, *others):
+        read.append((len(batch.tokens), len(batch.patch_counts)))
+        return prefill(model, sampling, mesh, params, batch, *others)
+
+    monkeypatch.setattr(pool_module, "prefill", seen)
+    alone = ask(content).json()["choices"]
+    assert read == [(1, int(isinstance(content, list)))]
+    several = ask(content, n=3).json()["choices"]
+    assert read[1:] == read[:1] and several == [alone[0] | {"index": number} for number in range(3)]
 
 
 def test_choices_of_a_seed_are_the_same_again_and_differ_from_each_other(ask):

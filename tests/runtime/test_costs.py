@@ -49,9 +49,9 @@ def test_the_peak_of_memory_is_that_of_the_run(tmp_path):
 
 def test_costs_for_people():
     cost = {"wall_seconds": 61.2, "devices": 1, "peak_memory_bytes": 2_500_000_000}
-    assert costs.readable(cost) == {"wall seconds": 61, "peak memory": "2.50 GB"}
+    assert costs.rounded(cost) == {"wall seconds": 61, "peak memory": "2.50 GB"}
     work = {"device_seconds": 50.4, "tokens": 7, "flops": 1.234e15, "share_of_peak": 0.123, "dollars": 1.5}
-    assert costs.readable(cost | work) == {
+    assert costs.rounded(cost | work) == {
         "wall seconds": 61, "device seconds": 50, "tokens": 7, "operations": "1.23e+15", "share of peak": "12.3%",
         "peak memory": "2.50 GB", "dollars": "1.50",
     }  # fmt: skip

@@ -23,6 +23,7 @@ def run(steps=40, **late):
 
 def test_a_run_that_learns_gets_no_hint():
     rising = [HEALTHY | {"rewards/accuracy/mean": 0.3 + step / 100} for step in range(40)]
+    assert hints(run(**{"rewards/judge/abstained": 0.5})) == {}
     assert hints(rising) == {} and hints([]) == {} and hints(run()[:3]) == {}
 
 
@@ -34,6 +35,11 @@ def test_a_run_that_learns_gets_no_hint():
         ({"completions/clipped_ratio": 0.4}, "truncation", "40% of the completions"),
         ({"kl": 0.6}, "KL", "60 times 0.01, its median"),
         ({"sampling/logp_difference/mean": 0.2}, "sampler gap", "importance_cap"),
+        (
+            {"rewards/judge/abstained": 0.75},
+            "abstentions of judge",
+            "the reward judge abstained on 75% of the completions",
+        ),
         ({"entropy": 0.01}, "entropy", "from 1.00 to 0.010"),
     ],
 )

@@ -1,7 +1,9 @@
 """metrics.jsonl, TensorBoard's files read by another implementation, trackers."""
 
+import contextlib
 import json
 import math
+import sqlite3
 import struct
 import sys
 from types import SimpleNamespace
@@ -162,6 +164,19 @@ def test_wandb_itself_takes_a_run_offline(tmp_path, monkeypatch):
     log.log(1, {"reward": 0.5, "rewards/accuracy/mean": 0.25})
     log.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow  # needs the extra `trackers`
+def test_trackio_itself_takes_a_run_and_resumes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for step in (1, 2):  # the second as a resumed run
+        log = metrics.Metrics(tmp_path, tracker="trackio", config={"lr": 1e-6})
+        log.log(step, {"reward": 0.5 * step, "rewards/accuracy/mean": 0.25})
+        log.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "mmedexpert-jax.db")) as stored:
+        rows = stored.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert len({name for name, _, _ in rows}) == 1
+    assert [(step, json.loads(values)["reward"]) for _, step, values in rows] == [(1, 0.5), (2, 1.0)]
 
 
 def test_a_resumed_run_goes_on_in_its_tracker(tmp_path, monkeypatch):

@@ -54,6 +54,10 @@ def test_stars_stand_for_reward_functions():
 def test_what_a_step_logs_by_specialty_and_of_perception_has_a_panel(tmp_path):
     log = metrics.Metrics(tmp_path)
     for step in (1, 2):
-        log.log(step, {"specialties/AM/reward": 0.1, "specialties/BS/reward": 0.2, "perception_kl": 0.01 * step})
+        row = {"specialties/AM/reward": 0.1, "specialties/BS/reward": 0.2, "specialties/AM/accuracy": 0.5}
+        row |= {"perception_kl": 0.01 * step, "frac_reward_zero_std": 0.25, "rewards/judge/abstained": 0.5}
+        log.log(step, row)
     log.close()
-    assert [path.stem for path in plots.draw_run(tmp_path)] == ["reward_by_specialty", "perception"]
+    assert [path.stem for path in plots.draw_run(tmp_path)] == [
+        "abstentions", "reward_by_specialty", "accuracy_by_specialty", "signal", "perception"
+    ]  # fmt: skip

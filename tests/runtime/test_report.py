@@ -122,6 +122,16 @@ def test_a_run_without_anything_still_has_a_page(tmp_path):
     assert NASTY in Page(write.read_text()).texts
 
 
+def test_a_hint_stands_at_the_head_of_the_report(tmp_path):
+    with Run.open(tmp_path / "run", {"job": "gba"}) as run:
+        for step in range(1, 11):
+            run.log(step, {"reward": 0.0, "frac_reward_zero_std": 0.95, "rewards/accuracy/mean": 0.0})
+        run.finish({})
+    text = report.report_run(tmp_path / "run").read_text()
+    hint = "Hint: 95% of the groups have equal rewards and teach nothing (the cases are too hard)"
+    assert text.count(hint) == 1 and hint in text[text.index("<main>") : text.index('id="summary"')]
+
+
 def test_a_report_opens_with_sentences_and_two_charts(tmp_path):
     ends = {"before": 0.376, "after": 0.602, "gain": 0.227, "gain_low": 0.196, "gain_high": 0.258}
     with Run.open(tmp_path / "run", {"job": "gba"}) as run:

@@ -357,3 +357,16 @@ def test_a_plan_refuses_a_place_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # who is root may write anywhere
     with pytest.raises(ResourceError, match="run"):
         refuse_folder(tmp_path / "run", "gba")
+
+
+@pytest.mark.parametrize("prefix", ["", "gba."])
+def test_a_run_from_before_a_field_came_goes_on_under_its_default(tmp_path, prefix):
+    def config(**later):
+        return {"job": "pipeline", "gba": {"lr": 0.1, **later}} if prefix else {"job": "gba", **later}
+
+    with contextlib.suppress(Interrupted), Run.open(tmp_path, config()):
+        raise Interrupted("cut", 15)
+    with Run.open(tmp_path, config(terms=[], filter={"online": False})):
+        pass
+    with pytest.raises(ConfigError, match=rf"{prefix}terms was \[\], now \['own.py:f'\]"):
+        Run.open(tmp_path, config(terms=["own.py:f"]))

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mmedexpert_jax import border
+from mmedexpert_jax.border import one_line
+from mmedexpert_jax.data import tables
 from mmedexpert_jax.data.tables import InFolder
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.processing.images import ImageRef
 
 JUNK = ("__MACOSX/", "/._", ".cache/")
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.\w+")
 PACKED = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".zip")  # a zip in a zip is not looked into
 
 
@@ -122,18 +123,8 @@ class Files:
         name = pattern.rpartition("/")[2]
         pools = [self._by_name[name]] if name in self._by_name else self._by_name.values()
         found = [pair for pool in pools for pair in pool if _ends(pair[0], pattern)]
-        self._refuse_gap([name for name, _ in found])
+        tables.refuse_gaps(self.name, [name for name, _ in found])
         return sorted(dict(reversed(found)).items())
-
-    def _refuse_gap(self, names: Sequence[str]) -> None:
-        """Raises DataError where of a file's parts, "-00000-of-00003", some are not there: a part is no benchmark."""
-        parts = {(match[1], match[3]) for match in map(_PART.fullmatch, names) if match}
-        for start, count in sorted(parts):
-            there = {int(match[2]) for match in map(_PART.fullmatch, names) if match and match[1] == start}
-            if lacking := sorted(set(range(int(count))) - there):
-                raise DataError(
-                    f"{self.name}: {start}-{lacking[0]:05d}-of-{count} is not there; fetch all {int(count)} parts"
-                )
 
     def need(self, *patterns: str) -> list[tuple[str, Entry]]:
         """`find` of the first pattern that finds something. Raises DataError."""
@@ -223,7 +214,7 @@ def _hub(repository: str) -> tuple[list[str], Callable[[str], str]]:
         try:
             return call()
         except Exception as error:  # the hub's clients raise their own, requests' and OS errors
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = one_line(error)
             raise RemoteError(f"hub:{repository}: {reason}; download it by hand and give its directory") from None
 
     names = remote(lambda: HfApi().list_repo_files(repository, repo_type="dataset"))

@@ -1,7 +1,7 @@
 """Seeded samples of a benchmark: in proportion to its strata, and apart by image."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -33,17 +33,8 @@ def proportional_order(strata: Sequence[Hashable], seed: int) -> list[int]:
     return np.argsort(places, kind="stable").tolist()
 
 
-def image_names(item: Case) -> tuple[str, ...]:
-    """The images of an item by name."""
-    return tuple(image.name for image in item.images)
-
-
 def apart_by_image(
-    items: Sequence[Case],
-    count: int,
-    seed: int,
-    labels: Sequence[str] = (),
-    images: Callable[[Case], Sequence[Hashable]] = image_names,
+    items: Sequence[Case], count: int, seed: int, labels: Sequence[str] = ()
 ) -> tuple[list[Case], list[Case]]:
     """Draws `count` items that share no image with the rest, in proportion to the values of `labels`.
 
@@ -53,7 +44,6 @@ def apart_by_image(
         count: items to draw.
         seed: of the draw.
         labels: of the strata; a group counts by its first item.
-        images: what tells the images of an item apart; names by default, contents where that is worth reading them.
 
     Returns:
         (drawn, rest), both in the order of `items`.
@@ -61,7 +51,7 @@ def apart_by_image(
     Raises:
         DataError: groups of this size cannot make up `count`.
     """
-    groups = _groups(items, images)
+    groups = _groups(items)
     strata = [tuple(items[group[0]].labels.get(label, "") for label in labels) for group in groups]
     drawn: set[int] = set()
     for number in proportional_order(strata, seed):
@@ -72,7 +62,7 @@ def apart_by_image(
     raise DataError(f"{len(items)} items do not hold {count} that share no image with the rest")
 
 
-def _groups(items: Sequence[Case], images: Callable[[Case], Sequence[Hashable]]) -> list[list[int]]:
+def _groups(items: Sequence[Case]) -> list[list[int]]:
     """Indices of items that share images, directly or by way of others; by union-find."""
     parent = list(range(len(items)))
 
@@ -81,10 +71,10 @@ def _groups(items: Sequence[Case], images: Callable[[Case], Sequence[Hashable]])
             parent[index] = index = parent[parent[index]]
         return index
 
-    first: dict[Hashable, int] = {}
+    first: dict[str, int] = {}
     for index, item in enumerate(items):
-        for image in images(item):
-            parent[root(index)] = root(first.setdefault(image, index))
+        for image in item.images:
+            parent[root(index)] = root(first.setdefault(image.name, index))
     groups: dict[int, list[int]] = defaultdict(list)
     for index in range(len(items)):
         groups[root(index)].append(index)

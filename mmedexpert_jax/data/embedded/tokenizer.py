@@ -30,9 +30,9 @@ _QWEN2 = (
 )
 
 
-def corpus(count: int = 8_000) -> Iterator[str]:
-    """Prompts (neutral and guided) and completions of `count` cases."""
-    for number, made in enumerate(generate(0, count, "pretrain")):
+def corpus() -> Iterator[str]:
+    """Prompts (neutral and guided) and completions of 8,000 cases."""
+    for number, made in enumerate(generate(0, 8_000, "pretrain")):
         yield "system\nYou are a helpful assistant.\nuser\n" + question(made.case)
         paradigm = PARADIGMS[number % len(PARADIGMS)]
         yield question(made.case, paradigm)

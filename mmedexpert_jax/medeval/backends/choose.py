@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval.backends.base import Backend
 from mmedexpert_jax.medeval.systems import Target
@@ -57,8 +58,7 @@ def _fetched(repository: str, folder: str) -> str:
     try:
         root = snapshot_download(repository, allow_patterns=[f"{folder}/*"])
     except Exception as error:  # the hub's clients raise their own, requests' and OS errors
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RemoteError(f"{repository}: {reason}; download {folder}/ by hand and give its path") from None
+        raise RemoteError(f"{repository}: {one_line(error)}; download {folder}/ by hand and give its path") from None
     if not (Path(root) / folder).is_dir():
         raise DataError(f"{repository} holds no folder {folder}; see https://huggingface.co/{repository}/tree/main")
     return str(Path(root) / folder)

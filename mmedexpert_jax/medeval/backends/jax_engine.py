@@ -35,7 +35,7 @@ class JaxBackend:
         self._interrupted = interrupted
         default = "float32" if jax.default_backend() == "cpu" else "checkpoint"  # as `load_policy` takes it
         self.identity: Mapping[str, Any] = {
-            "weights": fingerprint(path),
+            "weights": weights_hash(path),
             "dtype": dtype or default,
             **chosen_reading(),
         }
@@ -72,7 +72,7 @@ class JaxBackend:
         return self._engines[num_samples]
 
 
-def fingerprint(path: str) -> str:
+def weights_hash(path: str) -> str:
     """Hash of the files that a model is read from: their sizes, small ones whole, stretches of large ones and of each
     tensor in them."""
     if path.startswith("random:"):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedexpert_jax.border import one_line
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, stop_if
 from mmedexpert_jax.medeval.backends.base import STOPPED, OnReply, Refuse
@@ -100,8 +101,7 @@ class TransformersBackend:
                     f"transformers:{self._path} needs torch ({error}); pip install torch torchvision"
                 ) from None
             except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise DataError(f"{self._path}: transformers cannot load it ({reason})") from None
+                raise DataError(f"{self._path}: transformers cannot load it ({one_line(error)})") from None
             if getattr(processor, "chat_template", None) is None:
                 raise DataError(f"{self._path} has no chat template; serve it and use endpoint:MODEL@URL instead")
             processor.tokenizer.padding_side = "left"

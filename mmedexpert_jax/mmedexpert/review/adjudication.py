@@ -1,10 +1,10 @@
 """From events to verdicts: what each reviewer has said of a trace, and what follows from all of them."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmedexpert_jax.data.order import seeded
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.review.events import ROLES, Event, since
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
@@ -58,13 +58,13 @@ class ReviewSettings:
 
     def needed(self, trace_id: str) -> int:
         """Reviewers that a trace asks for: `raters` for the overlap, as far as there are so many, else 1."""
-        double = hash_fraction(f"{self.seed}:{trace_id}") < self.overlap
+        double = hash_fraction(self.seed, trace_id) < self.overlap
         return max(1, min(self.raters, len(self.reviewers))) if double else 1
 
 
-def hash_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+def hash_fraction(seed: int, text: str) -> float:
+    """A number in [0, 1) that depends on the seed and the text alone."""
+    return int.from_bytes(seeded(seed, text)[:8], "big") / 2**64
 
 
 def fold(review: Review | None, event: Event) -> Review:

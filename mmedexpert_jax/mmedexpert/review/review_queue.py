@@ -229,7 +229,7 @@ class ReviewQueue:
 
     def _rank(self, name: str, trace_id: str) -> tuple[float, float]:
         judge = self.traces[trace_id].judge
-        return judge.score if judge else 0.0, hash_fraction(f"{self.settings.seed}:{name}:{trace_id}")
+        return judge.score if judge else 0.0, hash_fraction(self.settings.seed, f"{name}:{trace_id}")
 
     def _free(self, person: Person, id: str, now: float) -> bool:
         """True for a trace that still lacks someone, counting those who have it before them."""

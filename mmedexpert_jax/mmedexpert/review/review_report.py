@@ -12,6 +12,7 @@ from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review.adjudication import Reviews, ReviewSettings, read_reviews, said, status
 from mmedexpert_jax.mmedexpert.review.agreement import agreement
 from mmedexpert_jax.mmedexpert.review.rubric import VERDICTS
+from mmedexpert_jax.report import Figure
 
 KEPT = ("kept", "rejected")  # accept and edit taken together, against reject
 
@@ -97,8 +98,7 @@ def _row(values: Mapping[str, Any]) -> str:
     cells = [str(values["traces"]), str(values["raters"])]
     for name in ("raw", "kappa", "ac1"):
         found = values[name]
-        interval = "-" if found["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found)
-        cells.append(interval)
+        cells.append("-" if found["value"] is None else Figure(**found, decimals=3).short)
     return " | ".join(cells)
 
 
