@@ -1,7 +1,8 @@
 """Evaluation (section 5): models on benchmarks, with intervals, paired comparisons and the paper's tables."""
 
 from mmedexpert_jax.config import presets
-from mmedexpert_jax.config.fields import PARADIGMS, Config, Field, free, one_of
+from mmedexpert_jax.config.fields import Config, Field, free, one_of
+from mmedexpert_jax.data.paradigms import NAMES
 
 PRESETS = ("mini", "smollm2", "qwen2_vl_2b", "lingshu_7b", "medgemma_4b", "medgemma_27b")
 
@@ -17,7 +18,7 @@ def get_config(preset: str = "mini") -> Config:
     config.skip_broken = free(False)
     config.prompt = ""  # style of the prompt; empty: a registered system's own, else think_answer
     # guideline in the prompt: a paradigm, "all": each that applies, or empty: none
-    config.paradigm = one_of("", *PARADIGMS, "all")
+    config.paradigm = one_of("", *NAMES, "all")
     config.num_samples = Field(1, low=1)  # answers per item; from 2 on also a majority vote and pass@k
     config.temperature = 0.0  # of sampling; 0: greedy
     config.top_k = 0  # of sampling; 0: the whole vocabulary

@@ -69,9 +69,9 @@ COMMANDS = {
     "memory": f"{MEMORY} --micro 4",
     "memory_7b": f"{MEMORY} --model random:qwen2_5_vl_7b --micro 1",
     "memory_dsa": "python benchmarks/dsa_thousand.py --memory --target h100",
-    "rollout": "python benchmarks/rollout.py --no-torch --repeats 3",
-    "rollout_bfloat16": "python benchmarks/rollout.py --no-torch --repeats 3 --work 4x8x64 16x8x256~48"
-    " --dtype bfloat16",
+    "rollout": "python benchmarks/rollout.py --no-torch --repeats 5 --work 4x8x64 16x8x256~48",
+    "rollout_three": "python benchmarks/rollout.py --no-torch --repeats 3",
+    "rollout_bfloat16": "python benchmarks/rollout.py --no-torch --repeats 3 --dtype bfloat16",
     "rollout_sync": "python benchmarks/rollout.py --sync --sizes 512x8",
     "evaluate": "python benchmarks/evaluate.py --peer 512",
     "dataset": "python benchmarks/dataset.py --requests 2000 --concurrency 64 --limit 200",

@@ -32,7 +32,7 @@ API = (  # the stable names, and what they are made of
     *("load_model", "load_policy", "load_processor", "save_pretrained", "generate", "load_config", "launch.launch"),
     *("models.Model", "rollout.Completions", "processing.processor.Processor", "lora.Lora", "lora.init", "lora.fold"),
     *("lora.load_peft", "lora.save_peft", "data.load_cases", "data.Case", "data.prompts.conversation"),
-    *("data.benchmarks.load", "data.benchmarks.reader", "data.benchmarks.Spec", "data.Case", "merging.merge"),
+    *("data.benchmarks.load", "data.benchmarks.reader", "data.benchmarks.Spec", "merging.merge"),
     *("gba.group_advantages", "gba.policy_loss", "gba.advantages.estimate", "gba.rewards.from_config"),
     *("medeval.judge_choice", "runtime.Run", "runtime.mesh.make_mesh", "answers.parse", "errors.UserError"),
 )
@@ -55,7 +55,7 @@ def config_page() -> str:
 
 
 def schema_page(page: str) -> str:
-    """The text of docs/own.md with the table of a row's keys as `data.load.KEYS` has it."""
+    """The text of docs/own.md with the table of a row's keys as `data.case_files.KEYS` has it."""
     before, _, rest = page.partition(SCHEMA)
     _, end, after = rest.partition(SCHEMA_END)
     return f"{before}{SCHEMA}\n{schema_table()}\n{end}{after}"

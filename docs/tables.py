@@ -316,7 +316,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "merge_methods": (("merge_methods",), merge_methods_table),
     "update": (("update", "update_long", "update_mini"), update_table),
     "memory": (("memory", "memory_7b", "memory_dsa"), memory_table),
-    "rollout": (("rollout_sync", "rollout", "rollout_bfloat16"), rollout_table),
+    "rollout": (("rollout_sync", "rollout", "rollout_three", "rollout_bfloat16"), rollout_table),
     "evaluate": (("evaluate",), evaluate_table),
     "dataset": (("dataset",), dataset_table),
     "measured": (("learning", "pipeline", "merge"), measured_table),

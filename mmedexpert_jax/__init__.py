@@ -7,20 +7,35 @@ from mmedexpert_jax.lazy import public
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what a type checker and an editor see; at run time a name is imported when it is first used
-    from mmedexpert_jax import answers, data, gba, lora, medeval, merging, models, processing, rollout, runtime, sft
+    from mmedexpert_jax import (
+        answers,
+        data,
+        errors,
+        gba,
+        lora,
+        medeval,
+        merging,
+        models,
+        processing,
+        rollout,
+        runtime,
+        sft,
+    )
     from mmedexpert_jax.launch import launch, load_config
-    from mmedexpert_jax.models import load_model, load_processor, save_pretrained
+    from mmedexpert_jax.models import load_model, load_policy, load_processor, save_pretrained
     from mmedexpert_jax.rollout.generate import generate as generate
 
 __all__ = [
     "__version__",
     "answers",
     "data",
+    "errors",
     "gba",
     "generate",
     "launch",
     "load_config",
     "load_model",
+    "load_policy",
     "load_processor",
     "lora",
     "medeval",

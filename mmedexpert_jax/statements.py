@@ -563,14 +563,14 @@ def _is_known(text: str, match: re.Match[str], name: str, pattern: re.Pattern[st
 
 
 def _clause(text: str, match: re.Match[str]) -> int:
-    """Where the clause of a statement begins; looked for 200 characters back, longer than clauses are, so that time is
+    """The beginning of a statement's clause; looked for 200 characters back, longer than clauses are, so that time is
     linear in a long text."""
     far = max(0, match.start() - 200)
     return max((mark.end() for mark in _CLAUSE.finditer(text, far, match.start())), default=far)
 
 
 def _end(text: str, match: re.Match[str], name: str) -> int:
-    """Where a statement ends: what is matched may end in the next line, which is another clause."""
+    """The end of a statement: what is matched may end in the next line, which is another clause."""
     return match.start(name) + len(text[match.start(name) : match.end()].rstrip())
 
 

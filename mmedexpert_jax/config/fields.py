@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, FieldReference
 from mmedexpert_jax.errors import ConfigError
 
 SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
-PARADIGMS = ("differential", "intuitive", "analytical", "bayesian")  # section 3.2
 BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
 HUB = "hub:"  # begins one that names a data set of the hub
 # Fields of GBA that runs and stages were saved without, and the values that leave what these did as it was.
@@ -211,9 +210,9 @@ def named_path(entry: str) -> tuple[str, str]:
 
 def named_devices(name: str) -> tuple[str, int]:
     """Kind and number of the devices that `plan_mesh` names. Raises ConfigError for another name."""
-    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p)[x-]([1-9]\d{0,3})", name.lower())):
+    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p|v6e)[x-]([1-9]\d{0,3})", name.lower())):
         raise ConfigError(
-            f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e or v5p and a number up to 9999, such as "
-            "a100x8"
+            f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e, v5p or v6e and a number up to 9999, such "
+            "as a100x8"
         )
     return found[1], int(found[2])

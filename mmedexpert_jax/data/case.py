@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from mmedexpert_jax.answers import LETTERS as LETTERS
-from mmedexpert_jax.config.fields import PARADIGMS as PARADIGMS
 from mmedexpert_jax.config.fields import SPECIALTIES as SPECIALTIES
+from mmedexpert_jax.data.paradigms import NAMES as PARADIGMS
 from mmedexpert_jax.processing.images import ImageRef, in_memory
 
 SPLITS = ("train", "dev", "test")

@@ -57,7 +57,7 @@ KEYS: dict[str, tuple[str, bool, str]] = {
         False,
         "of the trace: `differential`, `intuitive`, `analytical` or `bayesian`; a review needs it",
     ),
-    "paradigms": ("list of texts", False, "those that apply to the case, for GBA; left out: all four"),
+    "paradigms": ("list of texts", False, "those that apply to the case, for GBA; left out: all"),
 }
 # Columns of this project's own sets, which say where a case comes from, and one that scores read (`Case.golds`).
 PROVENANCE = {

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.data.words import CHINESE_JAPANESE
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import open_image
 
@@ -29,7 +30,6 @@ MAX_BITS = 12  # of 256 that may differ between images that look alike
 PLAIN = 16  # a hash with fewer ones or fewer zeros is of a nearly uniform image, and says nothing
 BLOCK = 4096  # test images compared at once
 Member = tuple[str, Case]  # a case and the name of its set, split included
-UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # scripts that put no spaces between words
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, k + 1, 2**64) for k in range(GRAM)], np.uint64)
 
 
@@ -83,7 +83,7 @@ def words_in(text: str) -> tuple[str, ...]:
     """Words of a text in lower case, in one form of Unicode; where no spaces part them, as in Chinese and Japanese, its
     characters."""
     text = unicodedata.normalize("NFKC", text).lower()
-    return tuple(re.findall(r"\w+", UNSPACED.sub(r" \g<0> ", text)))
+    return tuple(re.findall(r"\w+", CHINESE_JAPANESE.sub(r" \g<0> ", text)))
 
 
 def words_of(case: Case) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
-"""The four paradigms of clinical reasoning (paper section 3.2, appendix A): what each asks for, what follows it."""
+"""The paradigms of clinical reasoning (paper section 3.2, appendix A): what each asks for, what follows it."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.data.case import PARADIGMS as NAMES
 from mmedexpert_jax.data.words import stands
 
 COUNTS = range(2, 13)  # statements of a trace, as teachers are asked for them (mmedexpert/teacher_prompts.py)
@@ -87,7 +86,7 @@ def _bayesian(steps: list[str], options: tuple[str, ...]) -> bool:
 class Paradigm:
     """One way to reason about a case."""
 
-    name: str  # one of `data.case.PARADIGMS`
+    name: str  # by which rows, prompts and configs call it
     title: str  # as the paper writes it
     definition: str  # what the paradigm does (appendix A)
     instruction: str  # the sentence that asks for it in a prompt
@@ -138,5 +137,4 @@ PARADIGMS: dict[str, Paradigm] = {
         ),
     )
 }
-
-assert tuple(PARADIGMS) == NAMES
+NAMES = tuple(PARADIGMS)

@@ -55,7 +55,7 @@ Values = Iterator[dict[str, Any] | str]  # a row, or the reason why there is non
 
 
 class Place(Protocol):
-    """Where a file lies: in a folder or in a zip."""
+    """The place of a file: in a folder or in a zip."""
 
     def open(self) -> BinaryIO:
         """The file, seekable."""

@@ -3,10 +3,9 @@
 import re
 import unicodedata
 
-from mmedexpert_jax.data import contamination
-
+CHINESE_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 # Chinese and Japanese; Thai, Lao, Burmese and Khmer: each with its characters a word.
-_SCRIPTS = ((contamination.UNSPACED.pattern, 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
+_SCRIPTS = ((CHINESE_JAPANESE.pattern, 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
 _SIGNS = str.maketrans(dict.fromkeys("’‘ʼ", "'") | dict.fromkeys("‐‑‒–—−", "-"))
 UNSPACED = re.compile("|".join(script for script, _ in _SCRIPTS))
 

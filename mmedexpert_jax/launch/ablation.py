@@ -8,7 +8,7 @@ run at once over one folder of stages wait for each other's where they need the 
 import functools
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import table3
 from mmedexpert_jax.launch.pipeline import stop_if_asked
 from mmedexpert_jax.launch.stage_cache import Stages, Task, stage_lock
-from mmedexpert_jax.launch.table3 import AblationRow, Stage
+from mmedexpert_jax.launch.table3 import AblationRow
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -37,7 +37,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
     from mmedexpert_jax.runtime.devices import compiled_programs
 
     chosen, stages = rows(config), Stages(config, folder(config))
-    plan = [(seed, list(stages.order(wanted(config, chosen), seed))) for seed in config.seeds]
+    plan = [(seed, list(stages.order(table3.wanted(config, chosen), seed))) for seed in config.seeds]
     total = sum(len(tasks) for _, tasks in plan)
     numbers = itertools.count(1)
     summary: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def run(config: ConfigDict, run: "Run", run_job: Callable[[ConfigDict], Any]) ->
 
 
 def folder(config: ConfigDict) -> Path:
-    """Where the stages are."""
+    """The folder of the stages."""
     return Path(config.stages or f"{config.workdir}/stages").expanduser()
 
 
@@ -74,26 +74,9 @@ def rows(config: ConfigDict) -> tuple[AblationRow, ...]:
     return tuple(row for row in known if not config.rows or row.name in config.rows)
 
 
-def greedy(config: ConfigDict, model: Stage | None) -> Stage:
-    """The evaluation behind a row's accuracy."""
-    return Stage("evaluate", {"limit": config.questions or config.limit}, model)
-
-
-def sampled(config: ConfigDict, model: Stage | None) -> Stage:
-    """The evaluation behind a row's diversity: several answers to each of some items."""
-    settings = config.diversity
-    fields = {"num_samples": settings.num_samples, "temperature": settings.temperature}
-    return Stage("evaluate", {"limit": settings.questions or config.limit, **fields}, model)
-
-
-def wanted(config: ConfigDict, chosen: Sequence[AblationRow]) -> list[Stage]:
-    """The evaluations of the rows; all other stages are what these need."""
-    return [stage(config, row.model) for row in chosen for stage in (greedy, sampled)]
-
-
 def tasks(config: ConfigDict) -> list[Task]:
     """All stages of the sweep, each once, seed by seed, inputs first."""
-    chosen, stages = wanted(config, rows(config)), Stages(config, folder(config))
+    chosen, stages = table3.wanted(config, rows(config)), Stages(config, folder(config))
     return list({task.key: task for seed in config.seeds for task in stages.order(chosen, seed)}.values())
 
 

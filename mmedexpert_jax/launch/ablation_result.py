@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
-from mmedexpert_jax.launch import ablation, table3
+from mmedexpert_jax.launch import table3
 from mmedexpert_jax.launch.stage_cache import MODEL, Stages
 from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
@@ -72,7 +72,7 @@ def write(
         "claims": [_verdict(claim, found) for claim in claims if {*claim.better, *claim.worse} <= set(found)],
     }
     _adjust(result["rows"])
-    evaluations = ablation.wanted(config, rows)
+    evaluations = table3.wanted(config, rows)
     by_seed = [list(stages.order(evaluations, seed)) for seed in seeds]
     folders = dict.fromkeys(task.folder for tasks in by_seed for task in tasks)
     result["seconds"] = [sum(task.seconds or 0.0 for task in tasks) for tasks in by_seed]
@@ -198,8 +198,8 @@ def draw(result: Mapping[str, Any], title: str, path: Path) -> Path:
 
 
 def _measured(config: ConfigDict, row: AblationRow, stages: Stages, seeds: Sequence[int]) -> Measured:
-    greedy = [_read(config, stages, ablation.greedy(config, row.model), seed) for seed in seeds]
-    sampled = [_read(config, stages, ablation.sampled(config, row.model), seed) for seed in seeds]
+    greedy = [_read(config, stages, table3.greedy(config, row.model), seed) for seed in seeds]
+    sampled = [_read(config, stages, table3.sampled(config, row.model), seed) for seed in seeds]
     values = {"accuracy": np.array([[np.mean(right) for right in run.outcomes().values()] for run in greedy])}
     for name, measure in _SAMPLED.items():
         values[name] = np.array([[measure(rows) for rows in run.by_item().values()] for run in sampled])

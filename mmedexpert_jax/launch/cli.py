@@ -4,18 +4,16 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TextIO
 
 import mmedexpert_jax
 from mmedexpert_jax import border
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import COUNT, Flags, parse_flags
 from mmedexpert_jax.errors import ConfigError, Interrupted, UserError, without_login
-from mmedexpert_jax.report import text_tables
+from mmedexpert_jax.launch.output import complain, say
 from mmedexpert_jax.runtime import processes
 
 USAGE = """\
@@ -175,19 +173,3 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
 
     jobs.launch(config)
     return 0
-
-
-def say(text: str) -> int:
-    """Prints to a reader that may close early, as `head` does."""
-    print(_fitted(text, sys.stdout), flush=True)
-    return 0
-
-
-def complain(message: str) -> None:
-    """Prints an error: one line, which a terminal shows on as many as it needs."""
-    print(_fitted(message, sys.stderr), file=sys.stderr)
-
-
-def _fitted(text: str, stream: TextIO) -> str:
-    """The text, folded at its words where it goes to a terminal."""
-    return text_tables.folded(text, shutil.get_terminal_size().columns) if stream.isatty() else text

@@ -16,7 +16,7 @@ from mmedexpert_jax.config import flatten
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import COUNT
 from mmedexpert_jax.errors import ConfigError, DataError
-from mmedexpert_jax.launch import cli
+from mmedexpert_jax.launch import cli, output
 from mmedexpert_jax.report import text_tables
 from mmedexpert_jax.runtime import files, metrics
 from mmedexpert_jax.runtime.run import read_status, saved_config
@@ -85,11 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command or a job; `argv` holds the arguments after the program's name. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or (argv[0] in ("-h", "--help", "help") and len(argv) == 1):
-        return cli.guarded(lambda: cli.say(usage()))
+        return cli.guarded(lambda: output.say(usage()))
     if argv[0] == "help":
         argv = [*argv[1:], "--help"]
     if argv[0] in COMMANDS:
-        return cli.guarded(lambda: cli.say(_command(*argv)))
+        return cli.guarded(lambda: output.say(_command(*argv)))
     return cli.guarded(lambda: _known(argv[0])) or cli.main(expand(argv))
 
 
@@ -222,7 +222,7 @@ def side_by_side(folders: Sequence[str]) -> str:
     names = [str(path) for path in paths]
     configs = [dict(flatten(saved_config(path))) for path in paths]
     for path in (path for path, config in zip(paths, configs, strict=True) if not config):
-        cli.complain(f"{path / 'config.json'} is missing or damaged: its fields are not compared")
+        output.complain(f"{path / 'config.json'} is missing or damaged: its fields are not compared")
     known = [name for name, config in zip(names, configs, strict=True) if config]
     configs = [config for config in configs if config]
     keys = dict.fromkeys(key for config in configs for key in config if key != "workdir")
@@ -284,7 +284,7 @@ def check_data(arguments: list[str]) -> str:
     text = "\n".join(line for one in checked for line in one.lines())
     faults = sum(map(len, (numbers for one in checked for numbers in one.faults.values())))
     if faults:
-        cli.say(text)
+        output.say(text)
         raise DataError(f"{arguments[0]}: {faults} faults, listed above; fix the rows or leave them out")
     return text
 

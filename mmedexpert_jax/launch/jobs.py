@@ -30,6 +30,7 @@ from mmedexpert_jax.launch.job_plan import (
     describe,
     preflight,
 )
+from mmedexpert_jax.launch.output import say
 from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import costs, files, processes
 from mmedexpert_jax.runtime.run import delete_runs, refuse_drift, refuse_folder, refuse_in_use, settled
@@ -134,8 +135,6 @@ def _carry_out(config: ConfigDict) -> None:
 
 def _say(text: str) -> None:
     """Prints in the one process that reports."""
-    from mmedexpert_jax.launch.cli import say
-
     if processes.is_writer():
         say(text)
 

@@ -4,9 +4,11 @@ A stage is a job with some fields set, the model that it starts from, and, of a 
 by what they are, not by name: GRPO and GBA both start from the base, "Ours" and "TIES once" train the same policy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.case import SPECIALTIES
 
@@ -154,3 +156,20 @@ CLAIMS = (
 CLAIMS_OF_TABLE_4 = (
     Claim("GBA on 1,000 items of OmniMedVQA improves the model", ("MMedExpert-R1",), ("MMedExpert-R1 before",)),
 )
+
+
+def greedy(config: ConfigDict, model: Stage | None) -> Stage:
+    """The evaluation behind a row's accuracy."""
+    return Stage("evaluate", {"limit": config.questions or config.limit}, model)
+
+
+def sampled(config: ConfigDict, model: Stage | None) -> Stage:
+    """The evaluation behind a row's diversity: several answers to each of some items."""
+    settings = config.diversity
+    fields = {"num_samples": settings.num_samples, "temperature": settings.temperature}
+    return Stage("evaluate", {"limit": settings.questions or config.limit, **fields}, model)
+
+
+def wanted(config: ConfigDict, chosen: Sequence[AblationRow]) -> list[Stage]:
+    """The evaluations of the rows; all other stages are what these need."""
+    return [stage(config, row.model) for row in chosen for stage in (greedy, sampled)]

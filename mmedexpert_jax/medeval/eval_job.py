@@ -192,7 +192,7 @@ def _folder(config: ConfigDict, run: Run) -> Path:
 
 
 def answers_folder(config: ConfigDict, run: Path) -> Path:
-    """Where a run's folder has its stored answers, or `config.answers`; of several processes beside their folders."""
+    """The folder of a run's stored answers, or `config.answers`; of several processes beside their folders."""
     return Path(config.answers or (run if config.processes == 1 else run.parent) / "answers").expanduser()
 
 
@@ -305,5 +305,5 @@ def _judge(
 
 
 def _found(run: Run, name: str) -> Path:
-    """Where a run keeps what may identify a person in what it sends."""
+    """The file in which a run keeps what may identify a person in what it sends."""
     return run.path / "export" / "privacy" / f"{slug(name)}.csv"

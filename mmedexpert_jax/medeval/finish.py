@@ -156,7 +156,7 @@ def style(config: ConfigDict, target: Target) -> str:
 
 
 def rows_path(folder: Path, benchmark: str, model: str) -> Path:
-    """Where a run keeps the rows of a model on a benchmark."""
+    """The file of the rows of a model on a benchmark."""
     return folder / "export" / "rows" / slug(benchmark) / f"{slug(model)}.jsonl"
 
 

@@ -434,7 +434,7 @@ class TensorUnit:
 
     @cached_property
     def offsets(self) -> dict[str, int]:
-        """Where each tensor begins."""
+        """{tensor: its first entry's place in the unit}."""
         sizes = [self.merge.base[name].size for name in self.names]
         return dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
 

@@ -1,4 +1,4 @@
-"""Where the experts fight: cosines, sign conflicts, cancellation and kept mass of their task vectors."""
+"""Interference of the experts: cosines, sign conflicts, cancellation and kept mass of their task vectors."""
 
 import re
 from collections.abc import Iterable, Mapping

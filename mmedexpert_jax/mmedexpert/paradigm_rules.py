@@ -137,6 +137,12 @@ FORBIDDEN: dict[str, tuple[Move, ...]] = {
 CONCLUSION = Move("conclusion", "End with the option that follows, word for word.", _conclusion)
 
 
+def moves(paradigm: str) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
+    """The moves that a paradigm asks for, beside the conclusion, and those that it forbids; a paradigm without any is
+    held to its structure alone."""
+    return REQUIRED.get(paradigm, ()), FORBIDDEN.get(paradigm, ())
+
+
 def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> list[str]:
     """The reasons that keep a trace from its paradigm, such as "missing:updates" or "forbidden:list"; empty for none.
 
@@ -150,8 +156,9 @@ def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> l
     if len(steps) not in COUNTS:
         return ["missing:statements"]
     seen = Statements(tuple(steps), " ".join(steps), tuple(options), chosen)
-    found = [f"missing:{move.name}" for move in (*REQUIRED[paradigm], CONCLUSION) if not move.made(seen)]
-    found += [f"forbidden:{move.name}" for move in FORBIDDEN[paradigm] if not move.made(seen)]
+    required, forbidden = moves(paradigm)
+    found = [f"missing:{move.name}" for move in (*required, CONCLUSION) if not move.made(seen)]
+    found += [f"forbidden:{move.name}" for move in forbidden if not move.made(seen)]
     if not found and not PARADIGMS[paradigm].follows(trace, tuple(options)):
         found.append("missing:structure")
     return found

@@ -8,7 +8,7 @@ from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import prompts as shared
 from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.mmedexpert.exemplars import EXEMPLARS
-from mmedexpert_jax.mmedexpert.paradigm_rules import CONCLUSION, FORBIDDEN, REQUIRED
+from mmedexpert_jax.mmedexpert.paradigm_rules import CONCLUSION, moves
 from mmedexpert_jax.mmedexpert.record import RawCase
 
 STYLES = ("full", "short")
@@ -49,7 +49,8 @@ def conversation(record: RawCase, paradigm: str, style: str, words: tuple[int, i
 def rules(paradigm: str, words: tuple[int, int], is_open: bool = False) -> str:
     """The paradigm's constraints and the answer's format."""
     known = PARADIGMS[paradigm]
-    demands = [move.demand for move in (*REQUIRED[paradigm], *FORBIDDEN[paradigm], CONCLUSION)]
+    required, forbidden = moves(paradigm)
+    demands = [move.demand for move in (*required, *forbidden, CONCLUSION)]
     listed = "\n".join(f"- {demand}" for demand in demands)
     answer = "your answer, in as few words as it takes," if is_open else "the letter of your answer"
     length = FORMAT.format(words=f"{words[0]} to {words[1]}", answer=answer)

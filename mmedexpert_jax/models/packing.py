@@ -16,7 +16,7 @@ MULTIPLE = 8  # of a capacity
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packing:
-    """Where the valid tokens of B prompts' G continuations stand among N packed ones, and back.
+    """The places of the valid tokens of B prompts' G continuations among N packed ones, and back.
 
     Both ways are gathers: each is the other's transpose, so neither has a scatter in its gradient.
     """

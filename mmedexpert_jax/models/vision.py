@@ -30,7 +30,7 @@ EPS = 1e-6  # of every norm of the tower, fixed in transformers
 
 
 class Images(NamedTuple):
-    """Where the patches of I images stand: each image in its own row, [I, P, ...], or all side by side, [1, N, ...]."""
+    """Layout of the patches of I images: each image in its own row, [I, P, ...], or all side by side, [1, N, ...]."""
 
     counts: Array  # [I] int32, patches of each
     packing: Packing | None = None  # of the patches that stand side by side

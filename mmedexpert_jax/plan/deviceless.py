@@ -1,4 +1,4 @@
-"""Compilers for devices that are not here: JAX's CUDA plugin for A100, H100 and H200, libtpu for TPU v5e and v5p.
+"""Compilers for devices that are not here: JAX's CUDA plugin for A100, H100 and H200, libtpu for TPU v5e, v5p and v6e.
 
     pip install "jax-cuda12-plugin[with-cuda]==<the installed jax>"   # no GPU and no driver is needed
     pip install libtpu
@@ -79,7 +79,7 @@ OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}  # of a GPU's c
 
 
 def mesh(kind: str, count: int = 1) -> Mesh:
-    """A mesh (count, 1, 1) of compile-only devices: a key of TARGETS, "v5e" or "v5p".
+    """A mesh (count, 1, 1) of compile-only devices: a key of TARGETS, "v5e", "v5p" or "v6e".
 
     Raises:
         ConfigError: no compiler for them is installed.

@@ -12,7 +12,7 @@ from mmedexpert_jax.runtime.mesh import AXES, sizes
 
 # Memory of one device in bytes, as its vendor states it, and the share that JAX takes: on GPUs three quarters unless
 # a variable of FRACTION says otherwise (JAX's documentation on GPU memory), on TPUs all.
-MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "v5e": 16e9, "v5p": 95e9}
+MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "v5e": 16e9, "v5p": 95e9, "v6e": 32e9}
 GPUS = ("a100", "h100", "h200", "gpu", "cuda")
 FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # JAX's newer name goes first
 

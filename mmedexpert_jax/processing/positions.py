@@ -1,4 +1,4 @@
-"""Where tokens and patches stand: 3-D rotary positions of a prompt, row and column of each patch."""
+"""Places of tokens and patches: 3-D rotary positions of a prompt, row and column of each patch."""
 
 from collections.abc import Sequence
 

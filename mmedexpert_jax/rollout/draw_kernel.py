@@ -14,7 +14,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from mmedexpert_jax.rollout.sampling import BLOCK, draw_plainly
+from mmedexpert_jax.rollout.plain_draw import BLOCK, draw_plainly
 
 BLOCKS = 16  # blocks of a program of the first kernel
 
@@ -82,7 +82,7 @@ def _choose(
 
 
 def _pick(uniform: Array, weights: Array) -> Array:
-    """`sampling._pick` of weights [M], a power of two."""
+    """`plain_draw._pick` of weights [M], a power of two."""
     cumulative, positive = jnp.cumsum(weights), weights > 0
     level = uniform * jnp.max(jnp.where(positive, cumulative, 0.0))
     return jnp.min(jnp.where(positive & (cumulative > level), jnp.arange(len(weights)), len(weights)))

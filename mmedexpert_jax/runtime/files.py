@@ -126,7 +126,7 @@ def replacing(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def partial(folder: Path) -> Path:
-    """Where the next `folder` is filled: beside it, hidden."""
+    """The place in which the next `folder` is filled: beside it, hidden."""
     return folder.with_name(f".{folder.name}.partial")
 
 

@@ -1,4 +1,4 @@
-"""Where the arrays of a run lie on its mesh: weights, optimizer state and rows of a batch."""
+"""The layout of a run's arrays on its mesh: weights, optimizer state and rows of a batch."""
 
 from collections.abc import Callable
 from typing import Any

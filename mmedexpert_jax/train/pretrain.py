@@ -26,10 +26,10 @@ import optax
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.config.validate import RUN
-from mmedexpert_jax.data.case import LETTERS, PARADIGMS, Case
+from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.data.embedded import TASKS, Generated, generate
 from mmedexpert_jax.data.embedded.seen import ImageTask
-from mmedexpert_jax.data.embedded.traces import Task
+from mmedexpert_jax.data.embedded.traces import PARADIGMS, Task
 from mmedexpert_jax.data.prompts import conversation, render
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.models import Model, ModelConfig, load_architecture, load_model, load_processor, save_pretrained

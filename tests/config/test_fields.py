@@ -2,17 +2,25 @@
 
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from mmedexpert_jax.config import Field, check_value, field_of, fields
+from mmedexpert_jax.config import Field, check_value, field_of
 from mmedexpert_jax.config import job_config as configs
-from mmedexpert_jax.config.fields import facts_of
+from mmedexpert_jax.config.fields import facts_of, named_devices
 from mmedexpert_jax.config.validate import FLOAT_MAX, FLOAT_MIN
-from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
+from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.gba import objective
 from mmedexpert_jax.launch.cli import main
+from mmedexpert_jax.medeval import controls, scoring
+from mmedexpert_jax.merging import methods
+from mmedexpert_jax.mmedexpert import teacher_prompts
+from mmedexpert_jax.models import quantised
+from mmedexpert_jax.plan import hardware
+from mmedexpert_jax.runtime import metrics
 
 
 def numbers():
@@ -64,8 +72,30 @@ def test_a_field_of_a_users_own_config_has_its_bounds_and_choices(capsys, tmp_pa
         assert said in capsys.readouterr().err
 
 
-def test_what_is_written_twice_agrees():
-    assert (fields.SPECIALTIES, fields.PARADIGMS) == (SPECIALTIES, PARADIGMS)
+TABLES = [  # config files import no tables of the package, so that reading one costs nothing
+    ("scorer", "evaluate", scoring.SCORERS),
+    ("controls", "evaluate", controls.CONTROLS),
+    ("rules", "merge", methods.PRESETS),
+    ("normalize_vectors", "merge", methods.CHOICES["normalize"]),
+    ("aggregation", "gba", objective.AGGREGATIONS),
+    ("ratio_level", "gba", objective.RATIO_LEVELS),
+    ("teacher.prompt", "dataset", teacher_prompts.STYLES),
+    ("tracker", "gba", ("", *metrics.TRACKERS)),
+    ("model.quantize", "gba", ("none", *quantised.KINDS)),
+]
+
+
+@pytest.mark.parametrize(("key", "job", "table"), TABLES, ids=[key for key, *_ in TABLES])
+def test_choices_are_those_of_the_table_that_is_asked(key, job, table):
+    assert field_of(key, job).choices == tuple(table)
+
+
+def test_devices_of_a_plan_are_those_whose_memory_is_known():
+    with pytest.raises(ConfigError) as caught:
+        named_devices("b200")
+    listed = re.search(r"give (.*) and a number", str(caught.value)).group(1)
+    assert re.findall(r"\w+\d\w*", listed) == list(hardware.MEMORY)
+    assert all(named_devices(f"{kind}-8") == (kind, 8) for kind in hardware.MEMORY)
 
 
 def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mmedexpert_jax as mx
 from mmedexpert_jax import __version__, errors
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.flags import parse_flags
@@ -76,6 +77,20 @@ def test_commands_have_jobs_and_fields_that_exist(page):
             if not any("configs/mine.py" in argument for argument in arguments):
                 with pytest.raises(ConfigError) if refused else contextlib.nullcontext():
                     read(arguments)
+
+
+def test_the_stable_names_are_seen_by_completion_and_by_type_checkers():
+    stable = {dotted.partition(".")[0] for dotted in GENERATE["API"]}
+    assert stable <= set(dir(mx)) and len(set(GENERATE["API"])) == len(GENERATE["API"])
+    tree = ast.parse(Path(mx.__file__).read_text(encoding="utf-8"))
+    typed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed >= set(mx.__all__) - {"__version__"}
+
+
+def test_the_measurement_of_contamination_runs():
+    """The block as the page has it, on a hundredth of its texts."""
+    (text,) = (text for kind, _, text in fences("benchmarks.md") if kind == "python" and "contamination" in text)
+    exec(compile(text.replace("0_000", "00"), "docs/benchmarks.md", "exec"), {})
 
 
 def test_what_a_user_brings_is_read(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -154,3 +155,16 @@ def test_a_result_says_where_and_when_it_was_measured(figures, tmp_path):
     kept = json.loads((tmp_path / "docs" / "results" / "update.json").read_text())
     assert kept["result"] == {"rows": []} and kept["command"] == "python benchmarks/update.py"
     assert len(kept["date"]) == 10 and "GB" in kept["hardware"] and {"python", "jax"} <= set(kept["versions"])
+
+
+@pytest.mark.parametrize("path", sorted(FILE.parent.glob("results/rollout*.json")), ids=lambda path: path.stem)
+def test_a_recorded_command_asks_for_the_settings_of_its_result(path):
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    settings = {
+        name: value if isinstance(value, list) else [value] for name, value in kept["result"]["settings"].items()
+    }
+    given = re.findall(r"--([\w-]+)((?: [^-\s]\S*)*)", kept["command"])
+    asked = {name.replace("-", "_"): values.split() or ["True"] for name, values in given}
+    usual = {"dtype": ["float32"], "work": ["4x8x64", "16x8x256~48", "8x8x1024~300"]}
+    for name in {*asked, *usual} & set(settings):
+        assert (usual | asked)[name] == [str(value) for value in settings[name]], name

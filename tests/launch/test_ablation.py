@@ -79,7 +79,7 @@ def test_the_rows_are_those_of_the_paper():
 
 def test_a_seed_of_the_whole_table_has_each_stage_once():
     config = load_config("configs/ablation.py")
-    tasks = list(stages().order(ablation.wanted(config, ablation.rows(config)), 0))
+    tasks = list(stages().order(table3.wanted(config, ablation.rows(config)), 0))
     counts = Counter(task.stage.job for task in tasks)
     # four experts and the mixed one; GRPO, GBA, mixed + GBA, GBA without structure, and GBA from four merges; each
     # merge of four and of five, and rl_origin="start" beside; two evaluations of every row
@@ -99,7 +99,7 @@ def test_a_seed_of_the_whole_table_has_each_stage_once():
     grpo = next(task.config for task in tasks if task.config.get("objective") == "grpo")
     assert (grpo.guided, grpo.rewards.structure, grpo.rewards.format) == (False, 0.0, 0.2)
     last = load_config("configs/ablation.py", {"rivals": "last"})
-    tasks = stages(rivals="last").order(ablation.wanted(last, ablation.rows(last)), 0)
+    tasks = stages(rivals="last").order(table3.wanted(last, ablation.rows(last)), 0)
     assert Counter(task.stage.job for task in tasks)["gba"] == 6, "the policies of two methods are not needed"
 
 
@@ -119,7 +119,7 @@ def test_a_changed_field_leads_elsewhere_only_for_what_depends_on_it():
     answers = table3.Stage("evaluate", {"limit": 4}, None)
     assert stages().task(answers, 0).key == stages().task(answers, 1).key, "the base is answered for once"
     assert stages().task(ours, 0).key != stages().task(ours, 1).key
-    assert ablation.greedy(config, None).fields != ablation.sampled(config, None).fields
+    assert table3.greedy(config, None).fields != table3.sampled(config, None).fields
 
 
 def test_a_sweep_through_interruptions_and_a_changed_field(sweep, capsys):
@@ -317,7 +317,7 @@ def test_a_benchmark_is_trained_on(tmp_path):
     validate(config)
     found = ablation.rows(config)
     assert [row.published for row in found] == [None, 77.93]
-    jobs = [task.stage.job for task in Stages(config, tmp_path).order(ablation.wanted(config, found), 0)]
+    jobs = [task.stage.job for task in Stages(config, tmp_path).order(table3.wanted(config, found), 0)]
     assert Counter(jobs) == {"gba": 1, "evaluate": 4}
 
 

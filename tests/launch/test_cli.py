@@ -256,7 +256,7 @@ def test_output_that_cannot_be_written_ends_in_the_documented_code(shell, code, 
 
 
 def test_output_is_as_buffered_as_it_was():
-    code = "from mmedexpert_jax.launch import cli; cli.steady(); print(1); cli.complain('2'); print(3)"
+    code = "from mmedexpert_jax.launch import cli, output; cli.steady(); print(1); output.complain('2'); print(3)"
     for unbuffered in ("", "1"):
         shell = f'PYTHONUNBUFFERED={unbuffered} {sys.executable} -c "{code}" 2>&1'
         result = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -249,7 +249,7 @@ def test_an_update_is_compiled_for_devices_that_are_not_here(little, devices, pl
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(ConfigError, match="a100, h100, h200, v5e or v5p"):
+    with pytest.raises(ConfigError, match="a100, h100, h200, v5e, v5p or v6e"):
         hardware.find("a100")
 
 
@@ -302,6 +302,7 @@ def test_the_share_of_a_gpu_is_a_number_under_either_name_of_jax(monkeypatch, te
     assert hardware.find("H100x1").memory == 60e9, "an empty variable says nothing"
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".95")
     assert hardware.find("h100x1").memory == 76e9 and hardware.find("v5p-8").memory == 95e9
+    assert hardware.find("v6e-8").memory == 32e9
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "4.0")
     assert hardware.find("a100x8").memory == 320e9, "unified memory: the host's counts too"
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", text)

@@ -129,7 +129,7 @@ def test_a_question_that_begins_like_a_home_is_asked_as_it_stands(question, caps
 @pytest.mark.parametrize("config", ["gba", "contamination", "review"])
 def test_a_mesh_that_is_no_name_of_devices_is_refused_in_any_plan(capsys, config):
     assert main([f"--config=configs/{config}.py", "--config.plan=True", "--config.plan_mesh=b200x8"]) == 2
-    assert "config.plan_mesh=b200x8 is unknown; give a100, h100, h200, v5e or v5p" in capsys.readouterr().err
+    assert "config.plan_mesh=b200x8 is unknown; give a100, h100, h200, v5e, v5p or v6e" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

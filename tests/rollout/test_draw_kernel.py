@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mmedexpert_jax.models import fused, kernel_trial
 from mmedexpert_jax.rollout import draw_kernel
-from mmedexpert_jax.rollout.sampling import draw, draw_plainly
+from mmedexpert_jax.rollout.plain_draw import draw_plainly
+from mmedexpert_jax.rollout.sampling import draw
 
 
 @settings(max_examples=6, deadline=None)

@@ -2,8 +2,8 @@
 
 from mmedexpert_jax.data.benchmarks.benchmark import Benchmark, Item, from_case
 from mmedexpert_jax.data.benchmarks.census import describe
+from mmedexpert_jax.data.benchmarks.reading import Spec
 from mmedexpert_jax.data.benchmarks.registry import (
-    Spec,
     load,
     load_entry,
     names,

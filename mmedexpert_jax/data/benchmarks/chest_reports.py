@@ -8,7 +8,7 @@ the last two stand behind agreements of use; CheXpert Plus is also read from its
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import Spec, reader
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.processing.images import ImageRef
@@ -62,7 +62,10 @@ def _image(files: Files, name: str, where: str) -> ImageRef:
         return files.image(f"{name.rpartition('.')[0]}.png", where)
 
 
-for _name, (_title, _count, _place, _licence) in SETS.items():
-    _published = {"items": _count} if _count else {}
-    _expects = f"test.json and images/ ({_place})"
-    reader(_name, _title, rows=_rows, expects=_expects, published=_published, licence=_licence)(_item)
+def _benchmark(name: str, title: str, count: int, place: str, licence: str) -> Spec:
+    published = {"items": count} if count else {}
+    expects = f"test.json and images/ ({place})"
+    return reader(name, title, rows=_rows, expects=expects, published=published, licence=licence)(_item)
+
+
+BENCHMARKS = tuple(_benchmark(name, *facts) for name, facts in SETS.items())

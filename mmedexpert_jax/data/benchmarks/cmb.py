@@ -6,7 +6,7 @@ The authors' keys stand in a file of their own; theirs is a total over questions
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -31,7 +31,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     strata=("class",),
     licence="Apache-2.0 (hub page)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("option")
     return Case(
         id=row.label("id") or str(row.number),

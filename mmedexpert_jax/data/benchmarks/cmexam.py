@@ -5,7 +5,7 @@ says how many there are. Rows without a key are left out, as the authors do.
 """
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -23,7 +23,7 @@ LABELS = {"department": "Clinical Department", "discipline": "Medical Discipline
     strata=("department",),
     licence="Apache-2.0 (hub page)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("Options")
     return Case(
         id=str(row.number),

@@ -6,7 +6,7 @@ The seven subjects are MedEvalKit's.
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -42,7 +42,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     ),
     licence="CC BY-NC-SA 4.0 (the authors' repository)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = tuple(row.text(letter) for letter in "ABCD")
     return Case(
         id=f"{row.text('subject')}-{row.number}",

@@ -7,7 +7,7 @@ Instrument Recognition.
 import re
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -57,7 +57,7 @@ KNOWN = {_plain(name): name for name in TASKS}
     published={"items": 4550, "task": {name: count for name, (_, count) in TASKS.items()}},
     licence="Apache-2.0 (hub page, and the authors' repository); gated on the hub",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = [row.label(letter) for letter in "ABCDE"]
     while texts and texts[-1].lower() in ABSENT:
         texts.pop()

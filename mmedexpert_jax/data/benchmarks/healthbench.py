@@ -8,7 +8,7 @@ from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.benchmark import ScoredCriterion
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -32,7 +32,7 @@ ROLES = ("system", "user", "assistant")
     published=lambda split, subset: {"items": COUNTS[subset]},
     licence="MIT (a hub copy's card)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     turns: tuple[tuple[Any, Any], ...] = tuple(
         (turn.get("role"), turn.get("content")) for turn in _objects(row, "prompt")
     )

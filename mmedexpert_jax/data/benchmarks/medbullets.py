@@ -2,7 +2,7 @@
 MedEvalKit reads, or the authors' CSV files."""
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -20,7 +20,7 @@ LETTERS = {"op4": "ABCD", "op5": "ABCDE"}
     published={"items": 308},
     licence="none in the authors' repository; Apache-2.0 by the card of a third party's copy",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     letters = LETTERS[subset]
     apart = [f"op{letter.lower()}" for letter in letters]
     texts = row.choices("options") if "options" in row.values else tuple(map(row.text, apart))

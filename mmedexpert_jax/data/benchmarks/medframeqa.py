@@ -1,7 +1,7 @@
 """MedFrameQA (Yu et al. 2025): questions over two to five frames of a medical video; the hub's Parquet files."""
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -18,7 +18,7 @@ IMAGES = tuple(f"image_{n}" for n in range(1, 6))
     strata=("system",),
     licence="CC BY 4.0 (hub page)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("options")
     return Case(
         id=row.label("question_id") or str(row.number),

@@ -6,7 +6,7 @@ The test split has no keys; validation is what everybody reports.
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -33,7 +33,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     published=lambda split, subset: {"items": {"validation": 4_183, "train": 182_822}[split]},
     licence="Apache-2.0 (hub page); MIT (the authors' repository)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = tuple(row.text(key) for key in ("opa", "opb", "opc", "opd"))
     return Case(
         id=row.text("id"),

@@ -1,7 +1,7 @@
 """MedQA, USMLE (Jin et al. 2021), text only: four options (hub copy) or five (the authors' files)."""
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import LETTERS, Case
 
@@ -19,7 +19,7 @@ from mmedexpert_jax.data.case import LETTERS, Case
     published=lambda split, subset: {"test": {"items": 1_273}}.get(split, {}),
     licence="CC BY 4.0 (hub page); MIT (the authors' repository)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
     if (said := row.label("answer")) and said != texts[LETTERS.index(answer)]:

@@ -1,7 +1,7 @@
 """MedQA, MCMLE (Jin et al. 2021): the Mainland Chinese part, five options: the authors' files or the hub's copy."""
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import LETTERS, Case
 
@@ -17,7 +17,7 @@ from mmedexpert_jax.data.case import LETTERS, Case
     published={"items": 3_426},
     licence="MIT (the authors' repository)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.choices("options")
     answer = row.letter(len(texts), "answer_idx")
     if (said := row.label("answer")) and said not in (answer, texts[LETTERS.index(answer)]):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import Spec, reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -61,17 +61,20 @@ def _published(total: Mapping[str, Any], split: str, subset: str) -> Mapping[str
     return total if split == "test" else {"items": 5}
 
 
-for _part, (_total, _files, _expects) in PARTS.items():
-    reader(
-        f"medxpertqa_{_part.lower()}",
-        f"MedXpertQA-{_part}",
-        rows=partial(_rows, _part),
+def _benchmark(part: str, total: Mapping[str, Any], files: tuple[str, ...], expects: str) -> Spec:
+    return reader(
+        f"medxpertqa_{part.lower()}",
+        f"MedXpertQA-{part}",
+        rows=partial(_rows, part),
         splits=("test", "dev"),
         hub="TsinghuaC3I/MedXpertQA",
-        hub_files=_files,
-        expects=_expects,
+        hub_files=files,
+        expects=expects,
         strata=("medical_task", "question_type"),
         columns=COLUMNS,
-        published=partial(_published, _total),
+        published=partial(_published, total),
         licence="MIT (hub card)",
-    )(partial(_item, _part))
+    )(partial(_item, part))
+
+
+BENCHMARKS = tuple(_benchmark(part, *facts) for part, facts in PARTS.items())

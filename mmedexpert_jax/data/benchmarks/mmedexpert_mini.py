@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mmedexpert_jax.data.benchmarks.benchmark import from_case
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.rows import Row
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import SPECIALTIES, Case
@@ -28,5 +28,5 @@ def _rows(files: Files, split: str, subset: str) -> Iterator[Case | Row]:
     columns={"specialty": {name: name for name in SPECIALTIES}},
     licence="per source, see the data card",
 )
-def _item(case: Case, files: Files, subset: str) -> Case:
+def _benchmark(case: Case, files: Files, subset: str) -> Case:
     return from_case(with_images(case))

@@ -6,7 +6,7 @@ Six subjects are what MultiMedQA and most papers count; MedEvalKit adds nutritio
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -43,7 +43,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     published=lambda split, subset: PUBLISHED if (split, subset) == ("test", "six") else {},
     licence="MIT (a hub copy's card)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("choices", 4)
     return Case(
         id=row.text("id"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import kind_of
 from mmedexpert_jax.data.case import Case
@@ -42,7 +42,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     published=lambda split, subset: {"items": {"validation": 150, "dev": 25}[split]},
     licence="Apache-2.0 (a copy of the hub card)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     choice = row.text("question_type") == "multiple-choice"
     options = _options(row) if choice else ()
     answer, *others = [row.letter(len(options), "answer")] if choice else _accepted(row)

@@ -5,7 +5,7 @@ The splits `train_1000` and `test_rest` share no image: the first is what the pa
 """
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.subset import apart_by_image
 from mmedexpert_jax.data.case import Case
@@ -54,7 +54,7 @@ def _choose(items: list[Case], split: str) -> list[Case]:
     published=PUBLISHED,
     licence="none on the hub page, which holds users to the 42 datasets' own licences",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     shown = {letter: row.values.get(f"option_{letter}") for letter in "ABCD"}
     options = {letter: row.text(f"option_{letter}") for letter, text in shown.items() if not rows.absent(text)}
     if len(options) < 2:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
@@ -49,7 +49,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     published=lambda split, subset: PUBLISHED[subset] if split == "test" else {},
     licence="CC BY-SA (hub card); figures of articles under CC0 or CC BY",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     if lacking := [letter for letter in "ABCD" if row.values.get(f"Choice {letter}") is None]:
         raise row.bad(f"Choice {lacking[0]}", "no such column")
     given = [row.values[f"Choice {letter}"] for letter in "ABCD"]

@@ -7,7 +7,7 @@ authors' pqa_labeled (pubid, question, context, final_decision; all 1,000, of wh
 from collections.abc import Mapping
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 
@@ -26,7 +26,7 @@ DECISIONS = ("yes", "no", "maybe")
     published=lambda split, subset: {"items": {"test": 500, "labeled": 1_000}[subset]},
     licence="MIT (hub card of qiaojin/PubMedQA)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     kit = row.values.get("data")
     if isinstance(kit, Mapping):
         row = rows.Row({**kit, "id": row.values.get("id")}, row.where, row.number)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
 from mmedexpert_jax.data.case import Case
@@ -36,7 +36,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     },
     licence="CC BY 4.0 (hub page)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     shared = fields(row)
     closed = row.text("answer_type").upper() == "CLOSED"
     # MedEvalKit looks for "yes" and "no" in lower case, so that "Yes" is held to its rule for a word or phrase.

@@ -1,7 +1,7 @@
 """SuperGPQA's discipline Medicine (M-A-P 2025), text only, 4 to 10 options: the hub's JSON Lines or Parquet."""
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import LETTERS, Case
 
@@ -17,7 +17,7 @@ from mmedexpert_jax.data.case import LETTERS, Case
     strata=("field", "difficulty"),
     licence="ODC-BY (hub card); parts under their sources' own licences",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     texts = row.texts("options")
     answer = row.letter(len(texts), "answer_letter")
     if (said := row.label("answer")) and said != texts[LETTERS.index(answer)]:

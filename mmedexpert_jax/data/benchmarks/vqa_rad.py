@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
-from mmedexpert_jax.data.benchmarks.registry import reader
+from mmedexpert_jax.data.benchmarks.reading import reader
 from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.benchmarks.vqa import fields
 from mmedexpert_jax.data.case import Case
@@ -33,7 +33,7 @@ def _rows(files: Files, split: str, subset: str) -> Iterable[rows.Row]:
     published=lambda split, subset: {"items": 451} if split == "test" else {},
     licence="CC0 1.0 (hub card)",
 )
-def _item(row: rows.Row, files: Files, subset: str) -> Case:
+def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
     original = "image_name" in row.values
     image = files.image(row.text("image_name"), row.where) if original else row.image("image")
     labels = {"organ": row.label("image_organ"), "question_type": row.label("question_type")} if original else {}

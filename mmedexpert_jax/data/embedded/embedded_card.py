@@ -3,10 +3,11 @@
 from collections import Counter
 from pathlib import Path
 
-from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, SPLITS, Case
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.data.case_files import load_cases
 from mmedexpert_jax.data.embedded import baselines
 from mmedexpert_jax.data.embedded.recipe import TASKS
+from mmedexpert_jax.data.embedded.traces import PARADIGMS
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.report.text_tables import markdown
 

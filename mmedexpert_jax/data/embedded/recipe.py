@@ -4,11 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from random import Random
 
-from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
+from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
 from mmedexpert_jax.data.embedded import charts, scans
 from mmedexpert_jax.data.embedded.problem import Problem
 from mmedexpert_jax.data.embedded.rules import RULES
-from mmedexpert_jax.data.embedded.traces import Task, hasty, trace
+from mmedexpert_jax.data.embedded.traces import PARADIGMS, Task, hasty, trace
 from mmedexpert_jax.processing.images import in_memory
 
 TASKS: tuple[Task, ...] = (*RULES.values(), *charts.TASKS, *scans.TASKS)
@@ -110,6 +110,7 @@ def _builder(task: Task, problem: Problem, options: tuple[str, ...], paradigm: s
             tuple(in_memory(image, f"{name}, image {n}") for n, image in enumerate(problem.images, 1)),
             paradigm,
             sound[paradigm],
+            PARADIGMS,
         )
         return Generated(case, sound, short, problem)
 

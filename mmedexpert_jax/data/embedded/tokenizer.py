@@ -13,8 +13,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.embedded.recipe import generate
+from mmedexpert_jax.data.embedded.traces import PARADIGMS
 from mmedexpert_jax.data.prompts import question, render
 from mmedexpert_jax.processing.patches import ImageConfig
 from mmedexpert_jax.processing.processor import CHAT_END, VISION_TOKENS, Processor

@@ -10,6 +10,7 @@ from mmedexpert_jax.data.embedded.wording import sentence
 Task = Rule | ImageTask
 
 _VERBS = {"differential": "makes", "intuitive": "makes", "analytical": "gives", "bayesian": "raises to"}
+PARADIGMS = tuple(_VERBS)  # the four of section 3.2, which the embedded cases are reasoned under
 
 
 def trace(task: Task, problem: Problem, paradigm: str, options: tuple[str, ...], count: int | None = None) -> str:

@@ -107,7 +107,7 @@ def _add(digest: "hashlib._Hash", file: Path) -> None:
 
 
 def _ends(source: BinaryIO) -> set[int]:
-    """Where the first and the last _GRAIN bytes of each tensor of a safetensors file begin; nothing of another file."""
+    """Offsets of the first and the last _GRAIN bytes of each tensor of a safetensors file; none of another file."""
     source.seek(0)
     length = int.from_bytes(source.read(8), "little")
     if length > _HEADER:

@@ -1,5 +1,7 @@
 """Checks of an edited trace: stage 1 again, with the shared parser and the paradigm's structure."""
 
+from itertools import chain
+
 from mmedexpert_jax import answers
 from mmedexpert_jax.data.paradigms import COUNTS, PARADIGMS, statements
 from mmedexpert_jax.data.prompts import render
@@ -39,6 +41,6 @@ def problems(trace: Trace, text: str) -> list[str]:
 def _sentence(reason: str, paradigm: str) -> str:
     """A reason of stage 1 in words; for a move, the demand that is not met."""
     name, _, lack = reason.partition(":")
-    table = (*paradigm_rules.REQUIRED[paradigm], *paradigm_rules.FORBIDDEN[paradigm], paradigm_rules.CONCLUSION)
-    demands = [move.demand for move in table if move.name == lack.rpartition(":")[2]]
+    moves = (*chain(*paradigm_rules.moves(paradigm)), paradigm_rules.CONCLUSION)
+    demands = [move.demand for move in moves if move.name == lack.rpartition(":")[2]]
     return demands[0] if demands else f"{filters.REASONS[name].capitalize()}."

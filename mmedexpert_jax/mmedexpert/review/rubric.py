@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mmedexpert_jax.data.paradigms import PARADIGMS
+
 VERDICTS = ("accept", "edit", "reject")
 
 
@@ -39,7 +41,10 @@ _OWN: dict[str, tuple[Criterion, ...]] = {
         Criterion("posterior", "Concludes with the posterior"),
     ),
 }
-RUBRIC: dict[str, tuple[Criterion, ...]] = {paradigm: own + _COMMON for paradigm, own in _OWN.items()}
+RUBRIC: dict[str, tuple[Criterion, ...]] = {
+    name: _OWN.get(name, (Criterion("structure", paradigm.definition.rstrip(".")),)) + _COMMON
+    for name, paradigm in PARADIGMS.items()
+}
 
 REASONS: dict[str, str] = {
     "wrong_paradigm": "Wrong paradigm",
