@@ -268,7 +268,7 @@ def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[n
     values = np.empty((rows * columns, 3, config.temporal_patch_size, size**2), np.float32)
     for channel in range(3):
         values[:, channel] = table[pixels[:, channel], channel]
-    return values.reshape(rows * columns, config.patch_dim), (rows, columns)
+    return rearrange(values, "patches channels frames pixels -> patches (channels frames pixels)"), (rows, columns)
 
 
 def refuse_other_steps(values: Mapping[str, Any], place: str, **fixed: Any) -> None:
