@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -160,7 +161,7 @@ class PolicyLearner(train.Learner):
     def _score_fn(self, whole: tuple[Any, Policy], micro: PolicyBatch) -> jax.Array:
         policy, _ = self._policies(*whole)
         logprobs = self.layout.by_shard(self._logprobs, policy, micro)
-        return logprobs.reshape(-1, *logprobs.shape[2:])
+        return rearrange(logprobs, "shards batch ... -> (shards batch) ...")
 
     def _logprobs(self, policy: Policy, micro: PolicyBatch, **options) -> Any:
         options |= self._scoring | {"lora": policy.lora, "packing": micro.packing}
@@ -185,7 +186,8 @@ class PolicyLearner(train.Learner):
         behaviour = jax.lax.stop_gradient(logprobs) if old is None else old  # log-probabilities of what sampled
         weights = truncated_weights(behaviour, micro.logprobs, config.importance_cap) if config.importance_cap else None
         tokens = Tokens(logprobs, old, weights, reference, entropy, masked, masked_entropy, shown)
-        tokens, valid = jax.tree.map(lambda rows: rows.reshape(-1, rows.shape[-1]), (tokens, mask))  # [B * S, R]
+        merged = "batch samples length -> (batch samples) length"
+        tokens, valid = jax.tree.map(lambda rows: rearrange(rows, merged), (tokens, mask))
         num_rows = None if micro.counted is None else jnp.sum(micro.counted)
         terms = policy_terms(tokens, jnp.reshape(micro.advantages, -1), valid, self._objective, num_rows)
         sums, peaks = {"entropy": entropy.sum()}, {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 from ml_collections import ConfigDict
 
 from mmedexpert_jax import answers, border
@@ -285,7 +286,8 @@ def score(
         for place, reward in enumerate(rewards):
             if reward.name in GATED:
                 columns[place] = [value * ok for value, ok in zip(columns[place], right, strict=True)]
-    values = np.array(columns, np.float32).T.reshape(-1, group, len(rewards))
+    values = np.array(columns, np.float32).T
+    values = rearrange(values, "(prompts samples) rewards -> prompts samples rewards", samples=group)
     return Scores(processes.concatenate(values), rewards)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from einops import rearrange
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -388,10 +389,10 @@ def _first(chosen: np.ndarray, count: int) -> np.ndarray:
 
 def _groups(values: np.ndarray, config: ConfigDict, step: int) -> np.ndarray:
     """Rewards of prompts [N, S, F] as groups [., G, F]; as the negative control, permuted among all samples."""
-    values = values.reshape(-1, values.shape[-1])
+    values = rearrange(values, "prompts samples rewards -> (prompts samples) rewards")
     if config.rewards.shuffle:
         values = np.random.default_rng([config.seed, step]).permutation(values)
-    return values.reshape(-1, config.num_samples, values.shape[-1])
+    return rearrange(values, "(groups samples) rewards -> groups samples rewards", samples=config.num_samples)
 
 
 def _weighted(

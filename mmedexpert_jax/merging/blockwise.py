@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.merging import kernel
@@ -207,7 +208,8 @@ class Merge:
         base, vectors = flat(tensor)[start:stop].astype(np.float32), np.stack(list(self.vectors(name, start, stop)))
         if self.how(name).whole_rows:
             width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else tensor.size
-            return base.reshape(-1, width), vectors.reshape(len(vectors), -1, width)
+            base = rearrange(base, "(rows width) -> rows width", width=width)
+            vectors = rearrange(vectors, "experts (rows width) -> experts rows width", width=width)
         return base, vectors
 
     def fisher(self, name: str, entries: Any) -> list[np.ndarray] | None:
@@ -248,7 +250,7 @@ class Merge:
         kept, update = combine(base, vectors, first, self.fitted(name), how, fisher)
         if how.scale != 1:
             update = update * np.float32(how.scale)
-        base, update, vectors = base.reshape(-1), update.reshape(-1), vectors.reshape(len(vectors), -1)
+        base, update, vectors = base.reshape(-1), update.reshape(-1), rearrange(vectors, "experts ... -> experts (...)")
         if not finite(vectors):
             update = np.full_like(update, np.nan)
         merged = base + update if dtype is None else (base + update).astype(dtype)
@@ -629,7 +631,8 @@ def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> t
     fitted = fit(Stack(whole, stack, len(bases) == 1 and bases[0].ndim > 1), how)
     kept, merged = combine(whole, stack, 0, fitted, how, list(jnp.concatenate(known, axis=1)))
     merged = merged * jnp.float32(how.scale)
-    flat, kept, merged = stack.reshape(len(stack), -1), [row.reshape(-1) for row in kept], merged.reshape(-1)
+    flat, merged = rearrange(stack, "experts ... -> experts (...)"), merged.reshape(-1)
+    kept = [row.reshape(-1) for row in kept]
     updates, sums = [], []
     for base, start, stop in zip(bases, starts[:-1], starts[1:], strict=True):
         update, entries = merged[start:stop], base.reshape(-1).astype(jnp.float32)

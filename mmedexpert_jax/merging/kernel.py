@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.merging.arrays import on_host, one_core, product, rounded, total
 from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
@@ -73,11 +74,11 @@ def split(
         with on_host():
             marks = np.asarray(_marks(*_windows(base, parts, (low, min(low + size, span[1])), size), stretch, limits))
         at = np.flatnonzero((marks & np.uint16(31)) != 0)  # of bools, which numpy finds faster
-        own = marks[at]
+        own, rows = marks[at], rearrange(marks, "(rows entries) -> rows entries", rows=16)
         for k, place in enumerate(places):
             place.append(at[(own & np.uint16(1 << k)) != 0] + (low - span[0]))
             # One mark of each kind, counted together: the sums of so many rows fit their fields.
-            sums = np.add.reduce((marks >> k & _FIELDS).reshape(16, -1), axis=0, dtype=np.uint16)
+            sums = np.add.reduce(rows >> k & _FIELDS, axis=0, dtype=np.uint16)
             counts[k] += [np.sum(sums >> shift & 31, dtype=np.int64) for shift in (10, 5)]
     return [(int(a), int(f), np.concatenate(place)) for (a, f), place in zip(counts, places, strict=True)]
 

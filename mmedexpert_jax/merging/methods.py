@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import jax
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging.arrays import Array, Rows, count, namespace, product, random_bits, total
@@ -438,7 +439,7 @@ def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Ar
     kept = [rule.kept(size, float(one)) for one in densities]
     if min(kept) == size:
         return vectors
-    flat = vectors.reshape(len(vectors), -1)
+    flat = rearrange(vectors, "experts ... -> experts (...)")
     return namespace(vectors).stack(largest(flat, kept, rule.equal_magnitudes).keep(flat)).reshape(vectors.shape)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.merging.arrays import Array, namespace
 
@@ -21,7 +22,7 @@ def gram_matrix(vectors: Array) -> Array:
 
     Not BLAS there: its threads would fight with those that read the blocks.
     """
-    flat = vectors.reshape(len(vectors), -1)
+    flat = rearrange(vectors, "experts ... -> experts (...)")
     if namespace(vectors) is np:
         gram = np.empty((len(flat), len(flat)))
         for row in range(len(flat)):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.merging.arrays import Array, Rows, namespace
 
@@ -67,7 +68,7 @@ class Bound:
 
 def largest(vectors: Array, kept: Sequence[int], equal_magnitudes: str = "lower_index") -> Bound:
     """Bound of the kept[i] largest magnitudes of row i of [K, n] float32, numpy or JAX (sharded or not)."""
-    vectors = vectors.reshape(len(vectors), -1)
+    vectors = rearrange(vectors, "experts ... -> experts (...)")
     if namespace(vectors) is jnp:
         return _on_device(vectors, jnp.asarray(kept), equal_magnitudes)
     many, size = vectors.shape

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from einops import rearrange
 
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.lora import Lora
@@ -41,11 +42,10 @@ class Adapter:
     @classmethod
     def of(cls, lora: Lora) -> "Adapter":
         """From the pytree."""
-        factors = {
-            f"{path}.weight": (np.asarray(pair["b"], np.float32), np.asarray(pair["a"], np.float32).reshape(rank, -1))
-            for path, pair in lora.factors.items()
-            for rank in [len(pair["a"])]
-        }
+        factors = {}
+        for path, pair in lora.factors.items():
+            b, a = (np.asarray(pair[letter], np.float32) for letter in "ba")
+            factors[f"{path}.weight"] = b, rearrange(a, "rank ... -> rank (...)")
         return cls(factors, lora.scale)
 
     def delta(self, name: str, start: int, stop: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
 from mmedexpert_jax.models import fused
@@ -112,24 +113,23 @@ def attend_windows(queries: Array, keys: Array, values: Array, windows: Array, s
     Returns:
         [B, H, T, D] in the dtype of the values.
     """
-    batch, heads, length, width = queries.shape
+    length, width = queries.shape[2:]
     size = min(size, length)  # a window larger than the row would be padded to three windows of keys
-    count = cdiv(length, size)
-    padding = count * size - length
+    padding = -length % size
 
     def blocks(x: Array, before: int, after: int, fill: int = 0) -> Array:
         x = jnp.pad(x, [(0, 0), (0, 0), (before, after + padding), (0, 0)], constant_values=fill)
-        return x.reshape(*x.shape[:2], -1, size, x.shape[-1])
+        return rearrange(x, "... (blocks length) head_dim -> ... blocks length head_dim", length=size)
 
     def neighbours(x: Array, fill: int = 0) -> Array:
         x = blocks(x, size, size, fill)
         return jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
 
     ids = windows[:, None, :, None]
-    mask = blocks(ids, 0, 0, -1) == jnp.swapaxes(neighbours(ids, -2), -1, -2)
+    mask = blocks(ids, 0, 0, -1) == rearrange(neighbours(ids, -2), "... keys one -> ... one keys")
     rows = blocks(queries * width**-0.5, 0, 0)
     mixed = _softmax_part(rows, neighbours(keys), neighbours(values), mask).whole(rows, values)
-    return mixed.reshape(batch, heads, count * size, width)[:, :, :length]
+    return rearrange(mixed, "... blocks length head_dim -> ... (blocks length) head_dim")[:, :, :length]
 
 
 def attend_extended(
@@ -188,16 +188,16 @@ def attend_shared(
         prompt = _prompts_of_rows(grouped, prompt_keys, prompt_values, prompt_lengths, slots.prompt, steps, window)
         return prompt.joined(own).whole(queries, values)
     spread = grouped if slots is None else grouped[slots.row]  # [B, G, Hkv, H / Hkv * T, D]
-    batch, samples, kv_heads, rows, width = spread.shape
-    together = jnp.swapaxes(spread, 1, 2).reshape(batch, kv_heads, samples * rows, width)
+    batch, samples = spread.shape[:2]
+    together = rearrange(spread, "batch samples kv_heads rows head_dim -> batch kv_heads (samples rows) head_dim")
     seen = jnp.arange(prompt_keys.shape[2]) < prompt_lengths[:, None, None, None]
     if window is not None:
         steps = jnp.asarray(steps) if slots is None else jnp.asarray(steps)[slots.row][..., None]
         place = jnp.broadcast_to(prompt_lengths[:, None, None] + steps, (batch, samples, queries.shape[-2]))
-        place = place[..., _query_rows(queries, keys)].reshape(batch, 1, -1, 1)
+        place = rearrange(place[..., _query_rows(queries, keys)], "batch samples rows -> batch 1 (samples rows) 1")
         seen = seen & (place - jnp.arange(prompt_keys.shape[2]) < window)
     prompt = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(batch, kv_heads, samples, rows, -1), 1, 2),
+        lambda x: rearrange(x, "batch kv_heads (samples rows) ... -> batch samples kv_heads rows ...", samples=samples),
         _softmax_part(together, prompt_keys, prompt_values, seen),
     )
     if slots is not None:
@@ -255,7 +255,7 @@ def _softmax_part(queries: Array, keys: Array, values: Array, mask: Array) -> Pa
     left, right = (keys, queries) if few else (queries, keys)
     scores = jax.lax.dot_general(left, right, (((last,), (last,)), (axes, axes)), preferred_element_type=jnp.float32)
     if few:  # as in `contract`, XLA packs what stands on the right: better the queries than a whole window of keys
-        scores = jnp.swapaxes(jax.lax.optimization_barrier(scores), -1, -2)
+        scores = rearrange(jax.lax.optimization_barrier(scores), "... keys rows -> ... rows keys")
     scores = scores + jnp.where(mask, 0, MASKED)  # a sum, which XLA fuses with the rest on CPU, where it does no choice
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # cancels out
     weights = jnp.exp(scores - top)

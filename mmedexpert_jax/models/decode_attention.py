@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -67,8 +68,9 @@ def attend_ring(
     rows, heads, _, width = queries.shape
     key_heads, group = keys.shape[1], heads // keys.shape[1]
     block, norms = min(BLOCK, BLOCK * 128 // width), norms or HeadNorms()
-    flat = [x.reshape(rows, -1) for x in (queries, keys, values)]  # which XLA knows as parts of one product
-    joined = jnp.concatenate(flat, axis=1).reshape(rows, -1, width)
+    # Merged, XLA knows them as parts of one product.
+    flat = [rearrange(x, "rows heads length head_dim -> rows (heads length head_dim)") for x in (queries, keys, values)]
+    joined = rearrange(jnp.concatenate(flat, axis=1), "rows (heads head_dim) -> rows heads head_dim", head_dim=width)
     whole = pl.BlockSpec(memory_space=pl.ANY)
     mixed, own_keys, own_values = pl.pallas_call(
         functools.partial(
@@ -89,7 +91,7 @@ def attend_ring(
     )(
         *(jnp.asarray(x, jnp.int32) for x in (prompt, lengths, steps, place.reshape(1))),
         joined,
-        *(table.reshape(rows, width // 2) for table in rope),
+        *(rearrange(table, "rows 1 1 half -> rows half") for table in rope),
         prompt_keys,
         prompt_values,
         own_keys,

@@ -89,7 +89,7 @@ class TextAttention(nnx.Module):
         """x [..., T, D] -> [..., T, D], and the keys and values to keep; without a `rope` the attention normalises and
         rotates heads itself, and gets the norms last."""
         queries, keys, values = (
-            rearrange(part, "... t (h d) -> ... h t d", d=self.head_dim)
+            rearrange(part, "... length (heads head_dim) -> ... heads length head_dim", head_dim=self.head_dim)
             for part in project(self, x, "q_proj", "k_proj", "v_proj")
         )
         if rope is None:
@@ -101,7 +101,7 @@ class TextAttention(nnx.Module):
             if self.query_scale != 1:  # the attention divides by head_dim's root
                 queries = queries * self.query_scale
             mixed, keys, values = attention(queries, keys, values)
-        return self.o_proj(rearrange(mixed, "... h t d -> ... t (h d)")), keys, values
+        return self.o_proj(rearrange(mixed, "... heads length head_dim -> ... length (heads head_dim)")), keys, values
 
     def _norms(self) -> HeadNorms:
         if self.q_norm is None:

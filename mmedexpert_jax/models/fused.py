@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 
 from mmedexpert_jax.models.packing import gather
@@ -99,7 +100,8 @@ def attend(
     """
     size = queries.shape[2]
     even = [(0, 0), (0, size % 2), (0, 0), (0, 0)]  # the kernel's backward pass takes no odd lengths
-    queries, keys, values = (jnp.pad(jnp.swapaxes(x, 1, 2), even) for x in (queries, keys, values))
+    axes = "batch heads length head_dim -> batch length heads head_dim"
+    queries, keys, values = (jnp.pad(rearrange(x, axes), even) for x in (queries, keys, values))
     lengths = jnp.asarray(lengths, jnp.int32)
     counts = jnp.maximum(lengths, 1)  # a row of no keys has no softmax
     mixed = jax.nn.dot_product_attention(
@@ -112,7 +114,8 @@ def attend(
         implementation=implementation,
     )
     inside = jnp.arange(size) < lengths[:, None]
-    return jnp.swapaxes(jnp.where(inside[..., None, None], mixed[:, :size], 0), 1, 2)
+    mixed = jnp.where(inside[..., None, None], mixed[:, :size], 0)
+    return rearrange(mixed, "batch length heads head_dim -> batch heads length head_dim")
 
 
 def attend_extended(
@@ -150,7 +153,7 @@ def attend_extended(
     def rows(prompt: Array, own: Array) -> Array:
         prompt = jnp.broadcast_to(prompt[:, None], (batch, group, *prompt.shape[1:]))
         joined = order(jnp.concatenate([prompt, own], axis=3), index, inverse)
-        return joined.reshape(batch * group, *joined.shape[2:])
+        return rearrange(joined, "batch samples ... -> (batch samples) ...")
 
     blank = jnp.zeros((batch, heads, length, width), queries.dtype)
     lengths = jnp.repeat(prompt_lengths + size, group)
@@ -162,4 +165,5 @@ def attend_extended(
         causal=True,
         implementation=implementation,
     )
-    return order(mixed.reshape(batch, group, heads, length + size, width), inverse, index)[..., length:, :]
+    mixed = rearrange(mixed, "(batch samples) ... -> batch samples ...", batch=batch)
+    return order(mixed, inverse, index)[..., length:, :]

@@ -228,8 +228,9 @@ class SoftTokenProjector(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [I, P, D of the tower], the patches of a soft token side by side -> [I, P / group, D of the text]."""
-        pooled = reduce(x.astype(jnp.float32), "i (p g) d -> i p d", "mean", g=self.group).astype(x.dtype)
-        return self.mm_soft_emb_norm(pooled) @ self.mm_input_projection_weight[...]
+        x32 = x.astype(jnp.float32)
+        pooled = reduce(x32, "images (tokens merged) width -> images tokens width", "mean", merged=self.group)
+        return self.mm_soft_emb_norm(pooled.astype(x.dtype)) @ self.mm_input_projection_weight[...]
 
 
 class Gemma3(NetworkBase):

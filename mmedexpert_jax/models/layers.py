@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -76,12 +77,12 @@ class PatchConv(nnx.Module):
     def __call__(self, patches: Array) -> Array:
         """patches [..., C] -> [..., D] in the dtype of the parameters."""
         weight = self.weight[...]
-        y = contract(patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1))
+        y = contract(patches.astype(weight.dtype), rearrange(weight, "out ... -> out (...)"))
         if self.bias is not None:
             y = y + self.bias[...]
         if self.lora is not None:
             a, b = self.lora
-            low = contract(patches.astype(jnp.float32), a.reshape(a.shape[0], -1))
+            low = contract(patches.astype(jnp.float32), rearrange(a, "rank ... -> rank (...)"))
             y = y + (self.scale * contract(low, b)).astype(y.dtype)
         return y
 
@@ -185,7 +186,7 @@ def _in_halves(lora: tuple[Array, Array] | None) -> bool:
 def _products(linears: list[Linear], x: Array, halves: Array) -> list[Array]:
     """The outputs [N, out] of linear layers and, last, x A^T, in float32: one product for XLA, which sees through
     slices of a result that are joined again, but not through their reshapes."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = rearrange(x, "... width -> (...) width")
     return [*(linear.base(rows, wide=True) for linear in linears), contract_wide(rows, halves)]
 
 
@@ -221,14 +222,14 @@ def contract(x: Array, weight: Array | Sharded, dtype: jnp.dtype | None = None) 
         return weight.product(x, contract, dtype)
     one_token = x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1)
     if fused.on_cpu() and one_token and x.dtype == weight.dtype and len(x) in _FEW.get(x.dtype, ()):
-        rows = x.reshape(len(x), -1)
+        rows = rearrange(x, "... width -> (...) width")
         product = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         # XLA takes the transpose of a product for the product the other way round, unless a barrier stands between.
         product = jax.lax.optimization_barrier(product).T
         return product.astype(dtype or x.dtype).reshape(*x.shape[:-1], -1)
     if x.dtype != jnp.bfloat16 or weight.dtype != jnp.bfloat16 or not fused.on_cpu():
         return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = rearrange(x, "... width -> (...) width")
     two = jnp.repeat(rows, 2, axis=0) if len(rows) == 1 else rows
     product = jax.lax.dot_general(two, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return product[: len(rows)].astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[0])
@@ -258,7 +259,7 @@ _contract_wide.defvjp(lambda x, weight: (_contract_wide(x, weight), (x, weight))
 
 def place_features(features: Array, index: Array, elsewhere: Array) -> Array:
     """Images' features [I, P, D] where a batch's `vision_index` [B, T] says, `elsewhere` [B, T, D] where it is -1."""
-    rows = features_of_all(features).reshape(-1, features.shape[-1])[jnp.maximum(index, 0)]
+    rows = rearrange(features_of_all(features), "images tokens width -> (images tokens) width")[jnp.maximum(index, 0)]
     return jnp.where((index >= 0)[..., None], rows.astype(elsewhere.dtype), elsewhere)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
@@ -107,7 +108,7 @@ def _for_gpus(pairs: list[dict[str, Array]]) -> dict[str, Array]:
     without which XLA copies the weight that they are joined to; B [..., rows of one, out] is transposed."""
     joined = _diagonal(pairs)
     pads = [*[(0, 0)] * (joined["a"].ndim - 2), (0, -joined["a"].shape[-2] % 32), (0, 0)]
-    a, b = jnp.pad(joined["a"], pads), jnp.pad(jnp.swapaxes(joined["b"], -1, -2), pads)
+    a, b = jnp.pad(joined["a"], pads), jnp.pad(rearrange(joined["b"], "... out rank -> ... rank out"), pads)
     rounded = a.astype(jnp.bfloat16)
     return {"a": jnp.concatenate([rounded, (a - rounded).astype(jnp.bfloat16)], axis=-2), "b": b}
 

@@ -45,13 +45,14 @@ class Packing:
 
     def pack(self, x: Array) -> Array:
         """[B, G, ..., R, D] -> [..., N, D]; zeros on padding."""
-        return gather(rearrange(x, "b g ... r d -> ... (b g r) d"), self.index, self.inverse.reshape(-1))
+        x = rearrange(x, "batch samples ... length width -> ... (batch samples length) width")
+        return gather(x, self.index, self.inverse.reshape(-1))
 
     def unpack(self, x: Array) -> Array:
         """[..., N, D] -> [B, G, ..., R, D]; zeros behind the end."""
-        prompts, samples, _ = self.inverse.shape
-        x = gather(x, self.inverse.reshape(-1), self.index)
-        return rearrange(x, "... (b g r) d -> b g ... r d", b=prompts, g=samples)
+        batch, samples, _ = self.inverse.shape
+        axes = "... (batch samples length) width -> batch samples ... length width"
+        return rearrange(gather(x, self.inverse.reshape(-1), self.index), axes, batch=batch, samples=samples)
 
 
 def capacity(needed: int, full: int, sizes: int) -> int:

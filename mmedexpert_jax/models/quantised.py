@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 
 from mmedexpert_jax import lora
@@ -83,7 +84,7 @@ def quantise(weight: Array, kind: str) -> Quantised:
         scale = jnp.max(jnp.abs(values), axis=-1) / 127
         codes = jnp.round(values / jnp.where(scale > 0, scale, 1)[..., None])
         return Quantised(codes.astype(jnp.int8), scale, kind, kept)
-    blocks = values.reshape(*values.shape[:-1], -1, BLOCK)
+    blocks = rearrange(values, "... (blocks value) -> ... blocks value", value=BLOCK)
     scale = jnp.max(jnp.abs(blocks), axis=-1)
     fractions = blocks / jnp.where(scale > 0, scale, 1)[..., None]
     codes = jnp.searchsorted(jnp.asarray(_BOUNDS), fractions, method="compare_all")

@@ -162,7 +162,7 @@ class Merger(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x [I, P, D] -> [I, P / 4, D of the text]."""
         x = x if self.joined_norm else self.norm(x)
-        x = rearrange(x, "i (p g) d -> i p (g d)", g=self.group)
+        x = rearrange(x, "images (tokens merged) width -> images tokens (merged width)", merged=self.group)
         x = self.norm(x) if self.joined_norm else x
         return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x), approximate=False))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
@@ -80,6 +81,7 @@ def attend_ragged(
     if not interpret:
         # XLA would copy whole rings into the large VMEM of a v6e, and back, to write one token into them.
         arrays = [tpu.with_memory_space_constraint(array, tpu.HBM) for array in arrays]
+    axes = "rows (kv_heads group) 1 head_dim -> rows kv_heads group head_dim"
     mixed = pl.pallas_call(
         functools.partial(_kernel, padded=padded, ring=ring, blocks=blocks[0], sizes=sizes, window=window),
         grid_spec=tpu.PrefetchScalarGridSpec(
@@ -95,7 +97,7 @@ def attend_ragged(
         name="attend_ragged",
     )(
         *(jnp.asarray(scalar, jnp.int32) for scalar in scalars),
-        (queries * width**-0.5).reshape(rows, *grouped[1:]),
+        rearrange(queries * width**-0.5, axes, kv_heads=key_heads),
         *arrays,
     )
     return mixed.reshape(queries.shape)

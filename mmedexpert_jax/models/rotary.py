@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 
 
@@ -37,7 +38,8 @@ def axial(positions: Array, head_dim: int, theta: float = 10000.0) -> tuple[Arra
     """Cos and sin [I, 1, P, D / 2] of patches at [I, P, 2]: the first half of the angles follows rows, then columns."""
     half = head_dim // 2
     frequencies = theta ** -(np.arange(0, half, 2, dtype=np.float32) / half)
-    return tables(jnp.swapaxes(positions, -1, -2), np.tile(frequencies, 2), np.repeat([0, 1], half // 2))
+    positions = rearrange(positions, "images patches place -> images place patches")
+    return tables(positions, np.tile(frequencies, 2), np.repeat([0, 1], half // 2))
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -47,7 +48,7 @@ class Sharded:
         """`contract(x [..., in], weight [out, in], dtype)` -> [..., out]; sums over shards are taken in float32."""
         if not self.sends:
             return contract(x, self.whole(), dtype)
-        rows = x.reshape(-1, x.shape[-1])  # [M, in], on F devices
+        rows = rearrange(x, "... width -> (...) width")  # [M, in], on F devices
         if self.axis == -2:
             y = contract(jax.lax.all_gather(rows, AXIS, tiled=True), self.array, dtype)  # [F M, out / F]
             y = jax.lax.all_to_all(y, AXIS, split_axis=0, concat_axis=1, tiled=True)
@@ -62,8 +63,9 @@ class Sharded:
         if not self.sends:
             return self.whole()[tokens]
         if tokens.size > PIECE:  # all devices' rows stand on each before they are summed
-            pieces = jnp.pad(tokens.reshape(-1), (0, -tokens.size % PIECE)).reshape(-1, PIECE)
-            found = jax.lax.map(self.rows, pieces).reshape(pieces.size, -1)[: tokens.size]
+            padded = jnp.pad(tokens.reshape(-1), (0, -tokens.size % PIECE))
+            found = jax.lax.map(self.rows, rearrange(padded, "(pieces length) -> pieces length", length=PIECE))
+            found = rearrange(found, "pieces length width -> (pieces length) width")[: tokens.size]
             return found.reshape(*tokens.shape, -1)
         every = jax.lax.all_gather(tokens.reshape(-1), AXIS, tiled=True)  # [F M]
         if self.axis == -1:

@@ -200,7 +200,7 @@ def _dequantiser(file: Path, inside: dict[str, Any], name: str, text: TextConfig
 
 def _half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of queries or keys in the order of Hugging Face's rotary halves, from llama.cpp's neighbouring pairs."""
-    return rearrange(weight, "(h d two) i -> (h two d) i", d=head_dim // 2, two=2)
+    return rearrange(weight, "(heads half two) width -> (heads two half) width", half=head_dim // 2, two=2)
 
 
 def _stored_name(name: str) -> str:

@@ -85,7 +85,8 @@ class VisionAttention(nnx.Module):
 
     def __call__(self, x: Array, rope: tuple[Array, Array], images: Images, windows: Array | None) -> Array:
         """x [I, P, D]; windows [I, P] are ids of windows, each of neighbours in P; None: an image's patches see all."""
-        queries, keys, values = rearrange(self.qkv(x), "i p (qkv h d) -> qkv i h p d", qkv=3, h=self.num_heads)
+        axes = "images patches (qkv heads head_dim) -> qkv images heads patches head_dim"
+        queries, keys, values = rearrange(self.qkv(x), axes, qkv=3, heads=self.num_heads)
         cos, sin = rope
         queries = rotate(queries.astype(jnp.float32), cos, sin).astype(x.dtype)
         keys = rotate(keys.astype(jnp.float32), cos, sin).astype(x.dtype)
@@ -93,7 +94,7 @@ class VisionAttention(nnx.Module):
             mixed = images.attend(queries, keys, values)
         else:
             mixed = attend_windows(queries, keys, values, windows, self.window)
-        return self.proj(rearrange(mixed, "i h p d -> i p (h d)"))
+        return self.proj(rearrange(mixed, "images heads patches head_dim -> images patches (heads head_dim)"))
 
 
 class QuickGeluMLP(nnx.Module):
@@ -144,7 +145,8 @@ class PatchMerger(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [I, P, D] -> [I, P / 4, D of the text]."""
-        x = rearrange(self.ln_q(x), "i (t four) d -> i t (four d)", four=self.width // x.shape[-1])
+        x, merged = self.ln_q(x), self.width // x.shape[-1]
+        x = rearrange(x, "images (tokens merged) width -> images tokens (merged width)", merged=merged)
         return self.mlp["2"](jax.nn.gelu(self.mlp["0"](x), approximate=False))
 
 

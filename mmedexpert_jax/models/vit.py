@@ -95,12 +95,12 @@ class ViTAttention(nnx.Module):
 
     def __call__(self, x: Array, counts: Array) -> Array:
         """x [I, P, D], of which `counts` [I] are seen -> [I, P, D]."""
+        axes = "images patches (heads head_dim) -> images heads patches head_dim"
         queries, keys, values = (
-            rearrange(project(x), "i p (h d) -> i h p d", h=self.num_heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            rearrange(project(x), axes, heads=self.num_heads) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = attend(queries, keys, values, counts, causal=False)
-        return self.out_proj(rearrange(mixed, "i h p d -> i p (h d)"))
+        return self.out_proj(rearrange(mixed, "images heads patches head_dim -> images patches (heads head_dim)"))
 
 
 class ViTMLP(nnx.Module):

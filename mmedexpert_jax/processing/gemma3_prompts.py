@@ -89,8 +89,8 @@ class SoftTokens(Squares):
         pixels = np.asarray(image.resize((self.size, self.size), self.resample))
         values = normalised(pixels, self.mean, self.std)
         side, merge = self.size // self.patch_size, self.merge_size
-        blocks = {"m": side // merge, "a": merge, "b": merge, "x": self.patch_size}
-        values = rearrange(values, "c (m a x) (n b y) -> (m n a b) (c x y)", **blocks, y=self.patch_size)
+        blocks = {"r": side // merge, "m": merge, "n": merge, "y": self.patch_size}
+        values = rearrange(values, "channels (r m y) (c n x) -> (r c m n) (channels y x)", **blocks, x=self.patch_size)
         return np.ascontiguousarray(values), (side, side)
 
     def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:

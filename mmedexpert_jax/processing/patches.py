@@ -262,13 +262,14 @@ def patchify(image: Image.Image, config: ImageConfig = ImageConfig()) -> tuple[n
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     size, merge = config.patch_size, config.merge_size
     rows, columns = height // size, width // size
-    pixels = rearrange(pixels, "(r m y) (c n x) k -> (r c m n) k 1 (y x)", m=merge, n=merge, y=size, x=size)
+    axes = "(r m y) (c n x) channels -> (r c m n) channels 1 (y x)"
+    pixels = rearrange(pixels, axes, m=merge, n=merge, y=size, x=size)
 
     table = levels(config.mean, config.std)
     values = np.empty((rows * columns, 3, config.temporal_patch_size, size**2), np.float32)
     for channel in range(3):
         values[:, channel] = table[pixels[:, channel], channel]
-    return values.reshape(rows * columns, config.patch_dim), (rows, columns)
+    return rearrange(values, "patches channels frames pixels -> patches (channels frames pixels)"), (rows, columns)
 
 
 def refuse_other_steps(values: Mapping[str, Any], place: str, **fixed: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 from mmedexpert_jax import border
@@ -329,7 +330,8 @@ class Processor:
             patch_counts=np.zeros(num_images, np.int32),
             patch_places=places if strips else places[:0, :0],
         )
-        flat, positions = (x.reshape(-1, x.shape[-1]) for x in (batch.patches, batch.patch_positions))
+        arrays = batch.patches, batch.patch_positions
+        flat, positions = (rearrange(x, "images patches ... -> (images patches) ...") for x in arrays)  # views
         for (patches, grid), start in zip(images, starts, strict=True):
             flat[start : start + len(patches)] = patches
             positions[start : start + len(patches)] = self.image_config.patch_positions(*grid)

@@ -129,7 +129,7 @@ class SquareConfig(Squares):
         values = normalised(pixels, self.mean, self.std)
         side = self.size // self.patch_size
         used = side * self.patch_size  # what is left at the lower and right edge, a convolution leaves out too
-        values = rearrange(values[:, :used, :used], "c (h a) (w b) -> (h w) (c a b)", h=side, w=side)
+        values = rearrange(values[:, :used, :used], "channels (r y) (c x) -> (r c) (channels y x)", r=side, c=side)
         return np.ascontiguousarray(values), (side, side)
 
     def positions(self, tokens: np.ndarray, image_token_id: int, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:

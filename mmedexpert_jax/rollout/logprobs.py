@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 
 from mmedexpert_jax.lora import Lora
@@ -138,7 +139,8 @@ def in_chunks(
 
     def split(array: Array) -> Array:
         array = jnp.pad(array, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 3))
-        return jnp.moveaxis(array.reshape(*array.shape[:2], count, width, *array.shape[3:]), 2, 0)
+        return rearrange(array, "batch samples (chunks length) ... -> chunks batch samples length ...", chunks=count)
 
     results = jax.lax.map(lambda pair: jax.checkpoint(score)(*pair), (split(hidden), split(tokens)))
-    return tuple(jnp.moveaxis(r, 0, 2).reshape(*tokens.shape[:2], -1)[..., :size] for r in results)
+    axes = "chunks batch samples length -> batch samples (chunks length)"
+    return tuple(rearrange(result, axes)[..., :size] for result in results)

@@ -2,14 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 BLOCK = 128  # tokens of a block in the two-level search
 
 
 def draw_plainly(uniform: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`sampling.draw` by uniform numbers [2, N], in XLA's own operations."""
-    count = logits.shape[1]
-    blocks = jnp.pad(logits, [(0, -len(logits) % BLOCK), (0, 0)], constant_values=-jnp.inf).reshape(-1, BLOCK, count)
+    padded = jnp.pad(logits, [(0, -len(logits) % BLOCK), (0, 0)], constant_values=-jnp.inf)
+    blocks = rearrange(padded, "(blocks tokens) rows -> blocks tokens rows", tokens=BLOCK)
     top = jnp.max(logits, axis=0)
     masses = jax.lax.optimization_barrier(jnp.exp(blocks - top).sum(axis=1))  # else all are summed a second time below
     block = _pick(uniform[0], masses)

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from mmedexpert_jax.models import fused, kernel_trial
 from mmedexpert_jax.rollout.plain_draw import draw_plainly
@@ -122,10 +123,11 @@ def sample(
         tokens = jnp.broadcast_to(jnp.argmax(logits, -1), keys.shape).astype(jnp.int32)
         logprobs = jax.nn.log_softmax(logits)
         return tokens, jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
-    ban = None if ban is None else jnp.moveaxis(jnp.broadcast_to(ban, logits.shape), -1, 0)
-    first = _temper(jnp.moveaxis(logits, -1, 0), temperature, ban)  # the vocabulary first, as `draw` takes it
-    first = jnp.moveaxis(_truncate(jnp.moveaxis(first, 0, -1), top_k, top_p), -1, 0)
-    columns = jnp.broadcast_to(first, (len(first), *keys.shape)).reshape(len(first), -1)
+    to_first, to_last = "... vocabulary -> vocabulary ...", "vocabulary ... -> ... vocabulary"  # `draw` takes it first
+    ban = None if ban is None else rearrange(jnp.broadcast_to(ban, logits.shape), to_first)
+    first = _temper(rearrange(logits, to_first), temperature, ban)
+    first = rearrange(_truncate(rearrange(first, to_last), top_k, top_p), to_first)
+    columns = rearrange(jnp.broadcast_to(first, (len(first), *keys.shape)), "vocabulary ... -> vocabulary (...)")
     tokens, logprobs = draw(keys.reshape(-1), columns)
     return tokens.reshape(keys.shape), logprobs.reshape(keys.shape)
 
@@ -149,9 +151,9 @@ def sample_each(
     Returns:
         As `sample`.
     """
-    size = logits.shape[-1]
-    flat = _temper(jnp.broadcast_to(logits, (*keys.shape, size)), 0.0, ban).reshape(-1, size)
-    temperature, top_k, top_p = temperature.reshape(-1, 1), top_k.reshape(-1, 1), top_p.reshape(-1, 1)
+    flat = _temper(jnp.broadcast_to(logits, (*keys.shape, logits.shape[-1])), 0.0, ban)
+    flat = rearrange(flat, "... vocabulary -> (...) vocabulary")
+    temperature, top_k, top_p = (rearrange(x, "... -> (...) 1") for x in (temperature, top_k, top_p))
     greedy = jnp.argmax(flat, -1).astype(jnp.int32)
     likeliest = jnp.take_along_axis(jax.nn.log_softmax(flat), greedy[:, None], -1)[:, 0]
     tempered = flat / jnp.where(temperature > 0, temperature, 1)
