@@ -453,7 +453,10 @@ def _to_tuple(value: Any, default: Any) -> tuple:
         bare = value.strip()
         if bare[:1] + bare[-1:] in ("()", "[]"):  # around all of it: a last element may end in a bracket of its own
             bare = bare[1:-1]
-        value = [part.strip().strip("'\"") for part in _PART.findall(bare) if part.strip()]
+        if os.path.exists(os.path.expanduser(bare)):  # a file with a comma in its name is one
+            value = [bare]
+        else:
+            value = [part.strip().strip("'\"") for part in _PART.findall(bare) if part.strip()]
     if not isinstance(value, list | tuple):
         raise TypeError
     if not default:
