@@ -6,6 +6,7 @@ The short form is the long one, `python -m mmedexpert_jax.launch --config=config
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -271,7 +272,7 @@ def new_data(arguments: list[str]) -> str:
     if len(arguments) != 1:
         raise ConfigError("give a new folder: mmedexpert new-data my_cases")
     files = own.new_data(arguments[0])
-    return "\n".join([*map(str, files), f"next: mmedexpert check-data {arguments[0]}"])
+    return "\n".join([*map(str, files), f"next: mmedexpert check-data {shlex.quote(arguments[0])}"])
 
 
 def check_data(arguments: list[str]) -> str:
