@@ -208,10 +208,17 @@ def named_path(entry: str) -> tuple[str, str]:
 
 
 def named_devices(name: str) -> tuple[str, int]:
-    """Kind and number of the devices that `plan_mesh` names. Raises ConfigError for another name."""
-    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p)[x-]([1-9]\d{0,3})", name.lower())):
+    """Kind and number of the devices that `plan_mesh` names; Google's number of a v5p counts its cores, two a chip,
+    which JAX takes as one device. Raises ConfigError for another name."""
+    found = re.fullmatch(r"(a100|h100|h200|v5e|v5p)([x-])([1-9]\d{0,3})", name.lower().replace("v5litepod-", "v5e-"))
+    if not found:
         raise ConfigError(
             f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e or v5p and a number up to 9999, such as "
             "a100x8"
         )
-    return found[1], int(found[2])
+    kind, mark, count = found[1], found[2], int(found[3])
+    if (kind, mark) != ("v5p", "-"):
+        return kind, count
+    if count % 2:
+        raise ConfigError(f"config.plan_mesh={name}: the number counts cores, two a chip; give an even one, or v5px4")
+    return kind, count // 2
