@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmedexpert_jax import __version__
+from mmedexpert_jax.errors import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 # what the project stands on
@@ -123,3 +124,8 @@ def test_windows_is_refused_in_a_line(module):
     ended = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
     assert ended.stderr.startswith("error: Windows is not supported; run it in WSL")
+
+
+def test_what_an_extra_needs_is_what_pip_is_told_to_install():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name: list(packages) for name, (_, packages) in EXTRAS.items()} == {name: extras[name] for name in EXTRAS}

@@ -37,7 +37,7 @@ from mmedexpert_jax.config.job_config import (
     nearest,
 )
 from mmedexpert_jax.config.presets import JOBS
-from mmedexpert_jax.errors import ConfigError, DataError, holds_login
+from mmedexpert_jax.errors import ConfigError, DataError, holds_login, needs
 
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
@@ -312,6 +312,8 @@ def _check_evaluated(config: ConfigDict) -> None:
     for key, entry in [("model.path", config.model.path), *(("compare", model) for model in config.compare)]:
         if not REMOTE_MODEL.match(entry):
             check_model(key, named_path(entry)[1])
+    if config.endpoint.url or config.judge.url:
+        needs("remote")
     if config.process >= config.processes:
         raise ConfigError(f"config.process={config.process} must be below config.processes={config.processes}")
 

@@ -554,7 +554,7 @@ def test_a_path_of_windows_over_names_of_a_mac_is_found(tmp_path):
     assert load_cases(tmp_path, "train")[0].images[0].picture().size == (9, 8)
     assert own.check(f"{tmp_path}\\train.jsonl")[0].good == 1
     assert open_image(f"{tmp_path}\\Bilder Gr\u00f6\u00dfe\\a.png").size == (9, 8)
-    with pytest.raises(DataError, match="no such file or folder: .*nowhere"):
+    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):
         own.check(tmp_path / "nowhere")
 
 
