@@ -162,6 +162,10 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+# What is to be known of a field before it is taken for what was meant.
+ADVICE = {"resume_from": "the same command resumes by itself, resume_from goes back to a step; "}
+
+
 # Values of them -> ours.
 VALUES = {
     "4bit": "nf4", "4": "nf4", "int4": "nf4", "fp4": "nf4", "bnb": "nf4", "qlora": "nf4", "8bit": "int8", "8": "int8",

@@ -65,9 +65,14 @@ usage: mmedexpert <job>[:preset] [field=value ...] [--plan] [--fresh]
 COMPLETIONS = {
     "bash": """\
 _mmedexpert() {
-  local IFS=$'\\n'; COMP_WORDBREAKS=${COMP_WORDBREAKS//[:=]/}
-  COMPREPLY=($(compgen -W "$(mmedexpert completion words ${COMP_WORDS[1]} 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+  local line=${COMP_LINE:0:COMP_POINT} breaks=${COMP_WORDBREAKS//[^:=]/} IFS=' ' before cut=
+  local word=${line##* }
+  read -ra before <<< "${line%"$word"}"
+  IFS=$'\\n'
+  COMPREPLY=($(compgen -W "$(mmedexpert completion words "${before[1]}" 2>/dev/null)" -- "$word"))
   [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+  [[ $breaks ]] && cut=${word%"${word##*[$breaks]}"}  # readline takes what follows : or = for a word
+  COMPREPLY=("${COMPREPLY[@]#"$cut"}")
 }
 complete -F _mmedexpert mmedexpert
 """,

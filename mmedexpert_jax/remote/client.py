@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError, needs
+from mmedexpert_jax.errors import DataError, Interrupted, RemoteError, needs
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger

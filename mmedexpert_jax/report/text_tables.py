@@ -37,7 +37,7 @@ def folded(text: str, width: int) -> str:
         named = _NAMED.match(line)
         column = named.end() if named else width
         inset = column if 2 * column <= width else len(line) - len(line.lstrip()) + 2
-        whole = {"break_on_hyphens": False, "break_long_words": False}
+        whole: Any = {"break_on_hyphens": False, "break_long_words": False}
         lines += textwrap.wrap(line, width, subsequent_indent=" " * inset, **whole) or [""]
     return "\n".join(lines)
 

@@ -117,7 +117,11 @@ def test_other_jobs_end_alike(tmp_path, capsys, monkeypatch, command, code, word
 @pytest.mark.parametrize(
     ("command", "lacking", "words"),
     [
-        ("gba rewards.judge.weight=.5 rewards.judge.url=http://h/v1 rewards.judge.model=m", "httpx2", '"httpx2>=2.12,<3"'),
+        (
+            "gba rewards.judge.weight=.5 rewards.judge.url=http://h/v1 rewards.judge.model=m",
+            "httpx2",
+            '"httpx2>=2.12,<3"',
+        ),
         ("evaluate model.path=endpoint:m endpoint.url=http://h/v1", "openai", '"openai>=3.57,<4" "httpx2'),
         ("dataset:endpoint teacher.url=http://h/v1 teacher.model=m teacher.key_env=", "httpx2", '"httpx2>=2.12,<3"'),
         ("serve", "uvicorn", '"uvicorn>=0.40,<1"'),
