@@ -8,7 +8,7 @@
 # The workdir must be on a file system that all hosts mount, such as Filestore. `run` returns once the job is started, which
 # needs no connection from then on; `run` again resumes. `logs` follows what a host prints (0: the one that writes) until the
 # job ends. `stop` sends SIGTERM: a checkpoint is saved. SOURCE is what pip installs: a wheel that the hosts can read, or
-# git+https://... On each host, mmedexpert.log and mmedexpert.pid are in the home directory.
+# git+https://..., and PYTHON a Python of 3.11 or later there (python3). On each host, mmedexpert.log and mmedexpert.pid are in the home directory.
 set -euo pipefail
 name=${1:?the name of the slice}
 action=${2:?install, run, logs or stop}
@@ -21,7 +21,13 @@ on_host() { # a host's number or all, and a command
 
 job='--pidfile mmedexpert.pid --full mmedexpert_jax.launch' # what pgrep and pkill look for
 case $action in
-  install) on_host all "python3 -m venv ~/venv && ~/venv/bin/pip install -q 'mmedexpert-jax[tpu] @ ${SOURCE:?set SOURCE}'" ;;
+  install)
+    case ${SOURCE:?set SOURCE} in
+      *://*) source="mmedexpert-jax[tpu] @ $SOURCE" ;;
+      *) source="${SOURCE}[tpu]" ;;
+    esac
+    on_host all "${PYTHON:-python3} -m venv ~/venv && ~/venv/bin/pip install -q $(printf %q "$source")"
+    ;;
   run)
     command=$(printf '%q ' venv/bin/python -m mmedexpert_jax.launch "$@")
     on_host all "if pgrep $job >/dev/null 2>&1; then echo 'a job runs: stop it first, or follow its logs' >&2; exit 1; fi; \

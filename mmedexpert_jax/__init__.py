@@ -1,10 +1,15 @@
 """Post-training of medical vision-language models in JAX: the system of MMedExpert-R1, from data to merged model."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from mmedexpert_jax.lazy import public
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":  # locks, signals and limits are those of POSIX
+    print("error: Windows is not supported; run it in WSL (wsl --install), a Linux within Windows", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:  # what a type checker and an editor see; at run time a name is imported when it is first used
     from mmedexpert_jax import (

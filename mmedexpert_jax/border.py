@@ -19,6 +19,7 @@ import math
 import os
 import re
 import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -330,6 +331,16 @@ def _open(path: str | os.PathLike, error: type[UserError]) -> Iterator[IO[bytes]
             yield file
         except OSError as problem:
             raise error(f"cannot read {_name(path)}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def existing(path: Path) -> Path:
+    """`path`, or what is there of its name in the other form of Unicode, as macOS packs "é": as a letter and a mark,
+    or with slashes in the place of Windows' marks, or both; `path` itself where nothing is."""
+    if (str(path).isascii() and "\\" not in str(path)) or path.exists():
+        return path
+    names = (str(path), str(path).replace("\\", "/"))
+    forms = (Path(unicodedata.normalize(form, name)) for name in names for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
 
 
 def refuse_pointer(path: str | os.PathLike, error: type[UserError] = DataError) -> None:

@@ -1,5 +1,6 @@
 """Errors a user can cause. Each is one line that names the file, row or key, and the fix."""
 
+import importlib.util
 import re
 from collections.abc import Callable
 
@@ -64,6 +65,22 @@ class RemoteError(UserError):
     """A remote endpoint refused or failed. Exit code 5."""
 
     exit_code = 5
+
+
+# What is done with the modules of an extra, and what pip installs for it: a version without one of them is too old.
+EXTRAS = {
+    "remote": ("asking endpoints", ("openai>=3.57,<4", "httpx2>=2.12,<3")),
+    "serve": ("serving pages", ("starlette>=1.0,<2", "uvicorn>=0.40,<1")),
+}
+
+
+def needs(extra: str) -> None:
+    """Raises ConfigError where a module of an extra is not installed."""
+    purpose, packages = EXTRAS[extra]
+    lacking = [name for package in packages if importlib.util.find_spec(name := package.partition(">")[0]) is None]
+    if lacking:
+        asked = " ".join(f'"{package}"' for package in packages)
+        raise ConfigError(f"{purpose} needs {' and '.join(lacking)}, not installed here: pip install {asked}")
 
 
 class Interrupted(UserError):

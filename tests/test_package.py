@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmedexpert_jax import __version__
+from mmedexpert_jax.errors import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 # what the project stands on
@@ -113,3 +114,18 @@ def test_hints_never_assume_an_index_that_holds_the_package():
     ]
     wrong = re.compile(r"pip install [^\n]*?[\"']?mmedexpert[-_]jax(?![-\w]*[-.\d]*-py3|.*\.whl)")
     assert not [f"{file}: {found[0]}" for file in files if (found := wrong.search(file.read_text(encoding="utf-8")))]
+
+
+@pytest.mark.parametrize("module", ["mmedexpert_jax", "mmedexpert_jax.launch"])
+def test_windows_is_refused_in_a_line(module):
+    """Of Windows, only its name and the modules that it lacks can be had here."""
+    lacking = "import sys, runpy; sys.modules |= dict.fromkeys(('fcntl', 'resource', 'termios', 'pwd')); "
+    code = f"{lacking}sys.platform = 'win32'; runpy.run_module({module!r}, run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
+    assert ended.stderr.startswith("error: Windows is not supported; run it in WSL")
+
+
+def test_what_an_extra_needs_is_what_pip_is_told_to_install():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name: list(packages) for name, (_, packages) in EXTRAS.items()} == {name: extras[name] for name in EXTRAS}

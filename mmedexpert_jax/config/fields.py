@@ -163,6 +163,10 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+# What is to be known of a field before it is taken for what was meant.
+ADVICE = {"resume_from": "the same command resumes by itself, resume_from goes back to a step; "}
+
+
 # Values of them -> ours.
 VALUES = {
     "4bit": "nf4", "4": "nf4", "int4": "nf4", "fp4": "nf4", "bnb": "nf4", "qlora": "nf4", "8bit": "int8", "8": "int8",
@@ -209,10 +213,19 @@ def named_path(entry: str) -> tuple[str, str]:
 
 
 def named_devices(name: str) -> tuple[str, int]:
-    """Kind and number of the devices that `plan_mesh` names. Raises ConfigError for another name."""
-    if not (found := re.fullmatch(r"(a100|h100|h200|v5e|v5p|v6e)[x-]([1-9]\d{0,3})", name.lower())):
+    """Kind and number of the devices that `plan_mesh` names; Google's number of a v5p counts its cores, two a chip,
+    which JAX takes as one device. Raises ConfigError for another name."""
+    found = re.fullmatch(
+        r"(a100|h100|h200|v5e|v5p|v6e)([x-])([1-9]\d{0,3})", name.lower().replace("v5litepod-", "v5e-")
+    )
+    if not found:
         raise ConfigError(
             f"config.plan_mesh={name} is unknown; give a100, h100, h200, v5e, v5p or v6e and a number up to 9999, such "
             "as a100x8"
         )
-    return found[1], int(found[2])
+    kind, mark, count = found[1], found[2], int(found[3])
+    if (kind, mark) != ("v5p", "-"):
+        return kind, count
+    if count % 2:
+        raise ConfigError(f"config.plan_mesh={name}: the number counts cores, two a chip; give an even one, or v5px4")
+    return kind, count // 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import ELSEWHERE
+from mmedexpert_jax.config.fields import ADVICE, ELSEWHERE
 from mmedexpert_jax.config.job_config import field_of, flatten, is_field, locate, presets_of, split_spec
 from mmedexpert_jax.errors import ConfigError
 
@@ -94,7 +94,7 @@ def _not_understood(argument: str, following: str, config: str) -> str:
         if config and argument in presets_of(locate(config)):
             return f"stray argument {argument!r}; a preset stands behind a colon: {split_spec(config)[0]}:{argument}"
     argument = border.cut(argument)
-    name, equals, value = argument.lstrip("-").partition("=")
+    name, equals, value = argument.strip("'\"").lstrip("-").partition("=")  # quotes that no shell has taken off
     value = value or border.cut(following)
     name, value = name.strip(" +~"), value.strip()
     key = name.removeprefix("config.")
@@ -102,7 +102,8 @@ def _not_understood(argument: str, following: str, config: str) -> str:
         return f"stray argument {argument!r}; did you mean --config.{key}={value}?"
     if argument.startswith("-") and (field := _field_called(name)):
         value = value or ("true" if field_of(field).default is False else "VALUE")
-        return f"unknown flag {argument!r}; did you mean --config.{field}={value}? fields are set by --config.key=value"
+        meant = f"{ADVICE.get(field, '')}did you mean --config.{field}={value}?"
+        return f"unknown flag {argument!r}; {meant} fields are set by --config.key=value"
     close = difflib.get_close_matches("--" + name, ["--config", "--overrides", COUNT, *SWITCHES], n=1, cutoff=0.75)
     if argument.startswith("-") and close:
         return f"unknown flag {argument!r}; did you mean {close[0]}?"

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from mmedexpert_jax import border
-from mmedexpert_jax.config.fields import Derived, Field, elsewhere, facts_of
+from mmedexpert_jax.config.fields import ADVICE, Derived, Field, elsewhere, facts_of
 from mmedexpert_jax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -54,8 +54,11 @@ def search_folders() -> list[Path]:
 def available() -> dict[str, Path]:
     """Config files at hand, by the path that finds them."""
     found: dict[str, Path] = {}
-    for folder in search_folders():
+    here, *own = search_folders()
+    for folder in (here, *own):
         for path in sorted((folder / "configs").glob("[!_]*.py")):
+            if folder not in own and not _is_config(path):
+                continue
             found.setdefault(f"configs/{path.name}", path)
     return found
 
@@ -71,18 +74,43 @@ def split_spec(spec: str) -> tuple[str, str]:
 def find_config(path: str) -> Path:
     """Finds a config file. Raises ConfigError that lists what is available."""
     as_module = path.removesuffix(".py").replace(".", "/").removeprefix("mmedexpert_jax/") + ".py"
-    meant = ""
+    meant, there = "", list[Path]()
     with contextlib.suppress(OSError, ValueError):  # a path longer than the system takes, or with a zero byte
         for folder in search_folders():
             if (folder / path).is_file():
-                return folder / path
+                there.append(folder / path)
             meant = meant or next((name for name in (f"{path}.py", as_module) if (folder / name).is_file()), "")
+    if there:  # the current folder is perhaps another project's
+        return next((file for file in there if _is_config(file)), there[0])
     path = border.cut(path)
     known = list(available())
     stems = {Path(name).stem: name for name in known}  # all paths are alike in "configs/" and ".py"
     close = [meant] if meant else [stems[name] for name in difflib.get_close_matches(Path(path).stem, stems, n=1)]
     hint = f"did you mean {close[0]}? " if close else ""
     raise ConfigError(f"no such config file: {path}; {hint}available: {', '.join(known) or 'none'}")
+
+
+def _is_config(path: Path) -> bool:
+    """False for a Python file of other things, which is not run to know; one that cannot be read is perhaps one."""
+    try:
+        names = [name for node in ast.walk(_parse(path)) for name in _names(node)]
+    except ConfigError:
+        return True
+    return bool({"get_config", "PRESETS", "*"} & {*names})
+
+
+def _names(node: ast.AST) -> list[str]:
+    """The names that a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom):
+        given = [node] if isinstance(node, ast.FunctionDef) else node.names
+        return [getattr(one, "asname", None) or one.name for one in given]
+    return [getattr(target, "id", "") for target in _targets(node)] if isinstance(node, ast.stmt) else []
+
+
+def hides(path: Path) -> bool:
+    """True for a config file that is taken in the place of the package's of its name, from which it differs."""
+    own = (folder / "configs" / path.name for folder in search_folders()[1:])
+    return path.parent.name == "configs" and any(file.is_file() and _source(file) != _source(path) for file in own)
 
 
 def locate(spec: str) -> Path:
@@ -332,7 +360,8 @@ def _parse(path: Path) -> ast.Module:
     try:
         return _parse_source(_source(path), str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: code nested too deeply
-        raise ConfigError(f"{path} is not Python: {border.cut(str(error), 200)}") from error
+        other = "" if path.suffix == ".py" else "; the fields of a JSON file are read by --overrides=FILE"
+        raise ConfigError(f"{path} is not Python: {border.cut(str(error), 200)}{other}") from error
 
 
 def _source(path: Path) -> str:
@@ -408,7 +437,7 @@ def nearest(key: str, known: list[str]) -> str:
     cased = (name for name in known if name.lower() == key.lower())  # that differ in capitals alone
     meant = [name for name in (elsewhere(leaf, known), *cased) if name]
     close = meant or difflib.get_close_matches(key, known, n=1) or same
-    return f"did you mean config.{close[0]}? " if close else ""
+    return f"{ADVICE.get(close[0], '')}did you mean config.{close[0]}? " if close else ""
 
 
 def _number(value: Any) -> float:
@@ -453,7 +482,10 @@ def _to_tuple(value: Any, default: Any) -> tuple:
         bare = value.strip()
         if bare[:1] + bare[-1:] in ("()", "[]"):  # around all of it: a last element may end in a bracket of its own
             bare = bare[1:-1]
-        value = [part.strip().strip("'\"") for part in _PART.findall(bare) if part.strip()]
+        if os.path.exists(os.path.expanduser(bare)):  # a file with a comma in its name is one
+            value = [bare]
+        else:
+            value = [part.strip().strip("'\"") for part in _PART.findall(bare) if part.strip()]
     if not isinstance(value, list | tuple):
         raise TypeError
     if not default:

@@ -46,7 +46,8 @@ def common(job: str, preset: str) -> Config:
     config.seed = 0  # of data order, initialisation and sampling
     config.fresh = free(False)  # start over: what the run directory holds is deleted
     config.plan = free(False)  # print what the job would read, do and write, and stop before it
-    # devices to plan for: "a100x8", "h100x8", "h200x8", "v5e-8", "v5p-8", "v6e-8"; empty: those of this machine
+    # devices to plan for: "a100x8", "h100x8", "h200x8", "v5e-8" (or "v5litepod-8"), "v6e-8", "v5p-8" (4 chips of two
+    # cores, as Google counts, also "v5px4"); empty: those of this machine
     config.plan_mesh = free("")
     config.plan_compile = free(False)  # a plan compiles the update for its memory, in minutes; else a formula counts it
     config.limit = 0  # cases read at most per split, specialties in turn; 0: all

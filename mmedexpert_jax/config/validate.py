@@ -37,7 +37,7 @@ from mmedexpert_jax.config.job_config import (
     nearest,
 )
 from mmedexpert_jax.config.presets import JOBS
-from mmedexpert_jax.errors import ConfigError, DataError, holds_login
+from mmedexpert_jax.errors import ConfigError, DataError, holds_login, needs
 
 INT_MAX = 2**31 - 1  # of any integer field: what an int32 holds
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # sizes that float32 holds; smaller ones count as 0
@@ -56,6 +56,7 @@ IDLE: tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[Any], bool]], ...]
     (("sweep.scales",), ("sweep.densities",), operator.not_),
     (BY_MERGEKIT, ("mergekit",), bool),
 )
+_OF_HUB = "https://huggingface.co/"
 # the default folder of a job's run: a path in it that is not there yet is what that job will make
 RUN = re.compile(r"(?:\./)?runs/(ablation|dataset|dsa|export|gba|merge|pipeline|pretrain)-(\w+)(?:/(\w+))?(?:/.*)?")
 
@@ -107,7 +108,8 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         pass  # it takes a run that is there, or the embedded set
     elif "data" in config and not _has_data(config.data.path):
         path = config.data.path or "it is empty"
-        of_hub = f"; a data set of the hub is hub:{path}" if HUB_ID.fullmatch(path) else ""
+        name = path.removeprefix(f"{_OF_HUB}datasets/")
+        of_hub = f"; a data set of the hub is hub:{name}" if HUB_ID.fullmatch(name) else ""
         raise DataError(f"config.data.path: no such file or directory: {path}" + (_first(path) or of_hub))
     if config.get("job") in ("dsa", "gba") and config.eval.every >= 0:
         _check_held_out(config)
@@ -282,6 +284,14 @@ def _check_place(key: str, path: Any) -> None:
         raise ConfigError(f"{place} is a URL, and files go to folders; mount it and give the folder")
     if unfilled := re.match(r"(.*/)?(\$\{?[A-Za-z_]\w*\}?)", path):
         raise ConfigError(f"{place} holds {unfilled[2]}, which no shell has filled in; write it out")
+    if path[0] in "\"'":
+        raise ConfigError(f"{place} holds quotes that no shell has taken off; leave them out")
+    if path.lower() in ("none", "null"):
+        raise ConfigError(
+            f"{place} is the word for nothing, and would be a folder's name; leave it out, or write ./{path}"
+        )
+    if re.match(r"[A-Za-z]:[\\/]", path):
+        raise ConfigError(f"{place} is a path of Windows; in WSL a drive is /mnt/{path[0].lower()}/...")
     if path != path.strip():
         raise ConfigError(f"{place} begins or ends with a space; leave it out")
 
@@ -312,6 +322,8 @@ def _check_evaluated(config: ConfigDict) -> None:
     for key, entry in [("model.path", config.model.path), *(("compare", model) for model in config.compare)]:
         if not REMOTE_MODEL.match(entry):
             check_model(key, named_path(entry)[1])
+    if config.endpoint.url or config.judge.url:
+        needs("remote")
     if config.process >= config.processes:
         raise ConfigError(f"config.process={config.process} must be below config.processes={config.processes}")
 
@@ -359,7 +371,9 @@ def check_model(key: str, path: str) -> None:
     if not path or not folder.exists():
         if HUB_ID.fullmatch(path) and path.partition("/")[0] != "runs" and not folder.parent.exists():
             return
-        hint = _first(path) or "; give mini, smollm2, a directory, a run or a hub id"
+        name = path.removeprefix(_OF_HUB).rstrip("/")
+        hint = f"; did you mean {name}?" if name != path else "; give mini, smollm2, a directory, a run or a hub id"
+        hint = _first(path) or hint
         raise DataError(f"config.{key}: no such model: {path or 'it is empty'}{hint}")
     kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []

@@ -70,6 +70,15 @@ ALIASES = {
     **dict.fromkeys(("label", "solution", "gold", "target", "answer_idx", "correct"), "answer"),
     **dict.fromkeys(("reasoning", "rationale", "cot", "thinking", "chain_of_thought"), "trace"),
 }
+# Words that a column of one option begins with, before its letter or number: "Antwort A", "opción_1".
+OPTION_WORD = (
+    "op|opt|option|choice|alternative|ending|antwortmöglichkeit|auswahl|choix|proposition|opción|opcion|alternativa|"
+    "opzione|opção|opcao|optie|seçenek|вариант|选项|選項|選択肢|보기"
+)
+ANSWER_WORD = "answer|ans|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|svar|odpowiedź|ответ"
+_OPTION_COLUMN = re.compile(rf"(?:{OPTION_WORD}|{ANSWER_WORD})?[_ ]?([a-j]|\d{{1,2}})", re.IGNORECASE)
+_WRONG = r"(?:distractor|(?:incorrect|wrong)(?:[_ ]?(?:answer|option|choice))?)"
+_WRONG_COLUMN = re.compile(rf"{_WRONG}[_ ]?(?:[a-j]|\d{{1,2}})", re.IGNORECASE)
 # Values of unknown keys by which a row means images, or videos, which are not read.
 _PICTURE = re.compile(
     r"data:image/|.+\.(png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii|nii\.gz)$", re.IGNORECASE | re.DOTALL
@@ -79,7 +88,7 @@ NUMBERED = re.compile(r"(?:image|img|picture|figure)s?[_ ]?\d{1,2}")
 SAID = 3  # words of a value from which on it may be a trace
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<\s*+(?:/\s*+)?(?:think|answer)\s*+>", re.IGNORECASE)
-_TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
+TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
 
 
 def load_cases(path: str | Path, split: str, specialty: str | None = None, limit: int = 0, seed: int = 0) -> list[Case]:
@@ -194,7 +203,7 @@ def find(path: str | Path, split: str) -> list[Path]:
     if str(path).startswith(HUB):
         root = _downloaded(str(path).removeprefix(HUB), split)
     else:
-        root = EMBEDDED if str(path) == "mini" else Path(path).expanduser()
+        root = EMBEDDED if str(path) == "mini" else border.existing(Path(path).expanduser())
     if root.is_file():
         return [root]
     files = files_of(root, split)
@@ -286,7 +295,9 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
         and len(answer) == 1
         and (label in LETTERS or (answer.isalnum() and forms.listed_in(question, answer)))
     ):
-        raise DataError(f"{where}, key options: no options for the answer {answer!r}; {_TEXTS}")
+        raise DataError(f"{where}, key options: no options for the answer {answer!r}; {TEXTS}")
+    if not options and (columns := options_beside(row, answer)):
+        raise DataError(f"{where}, key options: none, but columns {columns} look like options; {TEXTS}")
     if line := forms.gives_away(question, options, answer):
         raise DataError(f"{where}, key question: {border.shown(line)} gives its own answer away; take it out")
     id, listed = _text(row, "id", where), _list(row, "paradigms", where)
@@ -320,6 +331,25 @@ def _refuse_near(row: Mapping[str, Any], where: str) -> None:
             raise DataError(f"{where}, key {named}: not a key of a row; call it {name}")
         if any(map(_VIDEO.match, texts)):
             raise DataError(f"{where}, key {named}: videos are not read; give frames of it as images")
+
+
+def options_beside(row: Mapping[str, Any], answer: Any) -> str:
+    """The columns of an open question that look like the options of a choice, of which its answer is one; "" for
+    none. Values that repeat, or two under numbers, may be the answers of several people."""
+    said = {str(key): text for key, value in row.items() if (text := _said(value))}
+    wrong = [key for key in said if _WRONG_COLUMN.fullmatch(key.strip())]
+    family = [key for key in said if _OPTION_COLUMN.fullmatch(key.strip())]
+    texts = {said[key] for key in family}
+    least = 3 if any(key.strip()[-1].isdecimal() for key in family) else 2
+    if len(texts) == len(family) >= least and _said(answer) in texts:
+        return border.cut(", ".join(family))
+    return border.cut(", ".join(wrong)) if len(wrong) > 1 else ""
+
+
+def _said(cell: Any) -> str:
+    """A cell as it is compared; "" where it holds no text or number."""
+    text = str(cell) if isinstance(cell, str | int | float) else ""
+    return "" if tables.absent(text) else _seen(text).casefold()
 
 
 def left_out(key: str, value: Any, images: Any) -> bool:
@@ -379,7 +409,7 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if count and not 2 <= count <= len(LETTERS):
         raise DataError(f"{where}, key options: {count} of them; give 2 to {len(LETTERS)}")
     if not count or not all(isinstance(o, str) and _seen(o) for o in options):
-        raise DataError(f"{where}, key options: {_TEXTS}, none empty, or no options for an open question")
+        raise DataError(f"{where}, key options: {TEXTS}, none empty, or no options for an open question")
     if absent := [option for option in options if tables.absent(option)]:
         raise DataError(f"{where}, key options: {absent[0]!r} stands for an empty cell; leave it out")
     if order := answers.out_of_order(options):

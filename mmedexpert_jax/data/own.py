@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,8 +31,9 @@ _COLUMNS = {
     **dict.fromkeys(("exp", "explanation"), "trace"),
 }
 _MEANT = case_files.ALIASES | _COLUMNS  # a column -> the key of ours that it stands for
-_OPTION_COLUMN = re.compile(r"(?:op|opt|option|choice|answer|ans|alternative)?[_ ]?([a-j])")
-_NUMBER_COLUMN = re.compile(r"(?:op|opt|option|choice|alternative|ending)[_ ]?(\d{1,2})")
+_OPTION_COLUMN = re.compile(rf"(?:{case_files.OPTION_WORD}|{case_files.ANSWER_WORD})?[_ ]?([a-j])")
+_NUMBER_COLUMN = re.compile(rf"(?:{case_files.OPTION_WORD})[_ ]?(\d{{1,2}})")
+_ANSWER_COLUMN = re.compile(rf"(?:{case_files.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
 _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
 _LABEL_AND_TEXT = re.compile(  # "b) Lupus"
     r"\W*(?:(?:option|answer|choice)\W*)?([A-J])[.):]\s*(\S.*)", re.IGNORECASE | re.DOTALL
@@ -69,7 +71,8 @@ def new_data(folder: str | Path) -> list[Path]:
     for name in ("images/spots.png", "train.jsonl", "dev.jsonl", "test.jsonl"):
         border.write_bytes(root / name, (EXAMPLE / name).read_bytes())
     readme = (EXAMPLE / "README.md").read_text(encoding="utf-8")
-    border.write_text(root / "README.md", readme.replace("{table}", schema_table()).replace("{folder}", str(root)))
+    readme = readme.replace("{table}", schema_table()).replace("{folder}", shlex.quote(str(root)))
+    border.write_text(root / "README.md", readme)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 
@@ -102,14 +105,12 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
     """
     if split not in SPLITS:
         raise ConfigError(f"a split is {', '.join(SPLITS)}, not {border.shown(split)}: jobs read no other")
-    source, root = Path(source).expanduser(), Path(folder).expanduser()
+    source, root = border.existing(Path(source).expanduser()), Path(folder).expanduser()
     made = Converted(root / f"{split}.jsonl")
     if made.file.exists():
         raise ConfigError(f"{made.file} exists; give another folder or split")
     if not source.exists():
         raise DataError(f"no such file or folder to convert: {source}")
-    with border.writing(root):
-        root.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         rows = list(_from_folder(source, root, made))
     else:
@@ -117,6 +118,8 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
     if not rows:
         first = f": {made.refused[0]}" if made.refused else ""
         raise DataError(f"{source}: nothing that can be converted{first}")
+    with border.writing(root):
+        root.mkdir(parents=True, exist_ok=True)
     border.write_jsonl(made.file, rows)
     made.rows = len(rows)
     return made
@@ -211,7 +214,8 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
     """The texts of a row's columns A, B, ... (opa, option_a, ...) or option1, option2, ... by letter or number, taken
     out of the row. Raises DataError where there are more than a case can have."""
-    for pattern in (_OPTION_COLUMN, _NUMBER_COLUMN):
+    beside = case_files.options_beside(found, found.get("answer"))
+    for pattern in (_OPTION_COLUMN, _NUMBER_COLUMN, *([_ANSWER_COLUMN] if beside else [])):
         cells = {key: match[1].upper() for key in found if (match := pattern.fullmatch(key.lower()))}
         if len(cells) > 1:
             break
@@ -324,7 +328,7 @@ def _checked(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[
             seen.add(row["id"])
             case_files.case_of(row, f"{source}, row of {row['id']}", number, made.file.parent)
         except DataError as error:
-            made.refused.append(str(error))
+            made.refused.append(str(error).replace(case_files.TEXTS, "call their columns A, B, ... or option_a, ..."))
         else:
             good.append(row)
     return good
@@ -352,7 +356,7 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     if file.exists() and file.read_bytes() != data:
         raise ConfigError(f"{file} exists and is another image; give another folder or split")
     with border.writing(file):
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
     border.write_bytes(file, data)
     return f"images/{file.name}"
 
@@ -458,11 +462,13 @@ def check(path: str | Path) -> list[Checked]:
     Raises:
         DataError: no file of cases.
     """
-    root = Path(path).expanduser()
+    root = border.existing(Path(path).expanduser())
     if root.is_file():
         splits = [[root]]
     else:
         splits = [case_files.find(root, split) for split in SPLITS if case_files.files_of(root, split)]
+    if not splits and not root.exists():
+        raise DataError(f"no such file or folder: {root}; give the folder of the set, or one of its files")
     if not splits:
         raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")
     seen: dict[str, str] = {}

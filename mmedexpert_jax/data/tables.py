@@ -11,7 +11,6 @@ import itertools
 import os
 import re
 import threading
-import unicodedata
 import uuid
 import zipfile
 import zlib
@@ -26,6 +25,7 @@ from mmedexpert_jax.errors import DataError
 
 # texts of cells that are empty, also as pandas, databases and spreadsheets write them
 ABSENT = ("", "nan", "<na>", "null", "#n/a", "#ref!", "#value!", "#name?")
+_ERROR = re.compile(r"#[¡¿]?[^\W\d_a-z][^\W_a-z]*(?:/0)?[!?]|#N/[A-Z]+|#Н/Д|#NV|#{4,}")  # of spreadsheets, any language
 # a part of a table as the hub has it: start, number, count; of older sets a hash
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.\w+")
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -75,11 +75,11 @@ class InFolder:
     def open(self) -> BinaryIO:
         """The file, seekable. Raises OSError, of a pipe or a device too, which may have no end."""
         self._check()
-        return existing(self.path).open("rb")
+        return border.existing(self.path).open("rb")
 
     def size(self) -> int:
         """Bytes of it. Raises OSError."""
-        return existing(self.path).stat().st_size
+        return border.existing(self.path).stat().st_size
 
     def checksum(self) -> int:
         """CRC-32 of its content. Raises as `open`."""
@@ -92,7 +92,7 @@ class InFolder:
     def __call__(self) -> bytes:
         """All of it. Raises as `open`."""
         self._check()
-        path = existing(self.path)
+        path = border.existing(self.path)
         seen = path.stat()
         if seen.st_size < LARGE:
             return path.read_bytes()
@@ -102,17 +102,7 @@ class InFolder:
 def absent(cell: str) -> bool:
     """True for the text of an empty cell; "Null" is a word, such as that of an allele."""
     bare = cell.strip()
-    return bare.lower() in ABSENT and bare != "Null"
-
-
-def existing(path: Path) -> Path:
-    """`path`, or the file of its name in the other form of Unicode, as macOS packs "é": as a letter and a mark, or with
-    slashes in the place of Windows' marks; `path` itself where none is there."""
-    name = str(path)
-    if (name.isascii() and "\\" not in name) or path.exists():
-        return path
-    names = (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/"))
-    return next((form for form in map(Path, names) if form.exists()), path)
+    return (bare.lower() in ABSENT and bare != "Null") or _ERROR.fullmatch(bare) is not None
 
 
 def refuse_gaps(place: str, names: Iterable[str]) -> None:

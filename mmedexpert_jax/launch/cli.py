@@ -171,5 +171,7 @@ def _dispatch(flags: Flags, argv: list[str]) -> int:
         processes.start()
     from mmedexpert_jax.launch import jobs
 
+    if configs.hides(path := configs.locate(flags.config)) and processes.is_writer():
+        complain(f"{path} is read, not the package's own of this name")
     jobs.launch(config)
     return 0

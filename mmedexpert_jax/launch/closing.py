@@ -1,5 +1,6 @@
 """The last lines of a job: what came out in words, one table of before and after, where it lies, and what follows."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def closing(config: ConfigDict, compiled: float = 0.0) -> str:
     lines = [sentence(rows), "", aligned([_line(row) for row in rows]), ""] if rows else []
     lines.append(f"done: {folder}{_spent(folder, COMPILING.seconds - compiled)}")
     lines += [f"  {name:8} {folder / part}" for name, part in ARTEFACTS.items() if (folder / part).exists()]
-    return "\n".join([*lines, *(f"next: mmedexpert {arguments}" for arguments in _next(config, folder))])
+    return "\n".join([*lines, *(f"next: {shlex.join(['mmedexpert', *words])}" for words in _next(config, folder))])
 
 
 def result(job: str, folder: Path) -> Rows:
@@ -134,25 +135,25 @@ def _spent(folder: Path, compiling: float) -> str:
     return f" in {clock(seconds)}{compiled}"
 
 
-def _next(config: ConfigDict, folder: Path) -> list[str]:
+def _next(config: ConfigDict, folder: Path) -> list[list[str]]:
     """Arguments of the commands that usually follow a job."""
 
-    def on(job: str, model: Path = folder) -> str:
+    def on(job: str, model: Path = folder) -> list[str]:
         preset = config.preset if job in ("dsa", "gba") else model_of(config.preset)
         default = Path("runs", f"{job}-{preset}")
         held = files.json_or_none(default / "config.json") or {}
         # an evaluation goes on with other models; any other job would be refused in the run of another one
         taken = job != "evaluate" and held and held.get("model", {}).get("path") != str(model)
-        return f"{job}:{preset} model.path={model}" + (f" workdir={free_folder(default)}" if taken else "")
+        return [f"{job}:{preset}", f"model.path={model}", *([f"workdir={free_folder(default)}"] if taken else [])]
 
     if config.job == "dsa" and config.specialty == "all":
         experts = ",".join(f"{folder}/{name}" for name in SPECIALTIES)
-        return [f"merge:{model_of(config.preset)} experts={experts}"]
+        return [[f"merge:{model_of(config.preset)}", f"experts={experts}"]]
     if config.job == "dataset":
-        review, train = f"review data.path={folder}", folder / "export" / "dataset"
+        review, train = ["review", f"data.path={folder}"], folder / "export" / "dataset"
         held_out = any(train.glob("dev.*"))  # a small set has no dev split, without which none is evaluated on
-        more = "" if held_out else " eval.every=-1"
-        return [review, f"dsa data.path={train}{more}"] if train.exists() else [review]
+        more = [] if held_out else ["eval.every=-1"]
+        return [review, ["dsa", f"data.path={train}", *more]] if train.exists() else [review]
     if config.job == "pipeline":
         return [on("export", folder / "final")]
     following = {"dsa": ("evaluate", "export"), "gba": ("evaluate", "export"), "merge": ("evaluate", "gba")}

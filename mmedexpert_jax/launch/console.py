@@ -6,6 +6,7 @@ The short form is the long one, `python -m mmedexpert_jax.launch --config=config
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,9 +65,14 @@ usage: mmedexpert <job>[:preset] [field=value ...] [--plan] [--fresh]
 COMPLETIONS = {
     "bash": """\
 _mmedexpert() {
-  local IFS=$'\\n'; COMP_WORDBREAKS=${COMP_WORDBREAKS//[:=]/}
-  COMPREPLY=($(compgen -W "$(mmedexpert completion words ${COMP_WORDS[1]} 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+  local line=${COMP_LINE:0:COMP_POINT} breaks=${COMP_WORDBREAKS//[^:=]/} IFS=' ' before cut=
+  local word=${line##* }
+  read -ra before <<< "${line%"$word"}"
+  IFS=$'\\n'
+  COMPREPLY=($(compgen -W "$(mmedexpert completion words "${before[1]}" 2>/dev/null)" -- "$word"))
   [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+  [[ $breaks ]] && cut=${word%"${word##*[$breaks]}"}  # readline takes what follows : or = for a word
+  COMPREPLY=("${COMPREPLY[@]#"$cut"}")
 }
 complete -F _mmedexpert mmedexpert
 """,
@@ -271,7 +277,7 @@ def new_data(arguments: list[str]) -> str:
     if len(arguments) != 1:
         raise ConfigError("give a new folder: mmedexpert new-data my_cases")
     files = own.new_data(arguments[0])
-    return "\n".join([*map(str, files), f"next: mmedexpert check-data {arguments[0]}"])
+    return "\n".join([*map(str, files), f"next: mmedexpert check-data {shlex.quote(arguments[0])}"])
 
 
 def check_data(arguments: list[str]) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
 from mmedexpert_jax.config.fields import HUB_ID
-from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError, needs
 from mmedexpert_jax.launch.job_plan import INSTALLED
 from mmedexpert_jax.processing.processor import IMAGES, TEMPLATES, TOKENIZERS
 from mmedexpert_jax.rollout.decode import Completions
@@ -24,14 +24,13 @@ CONNECTIONS = 64  # beyond those in the queue; uvicorn answers any more with 503
 
 def run(config: ConfigDict) -> None:
     """Serves until it is interrupted."""
-    try:
-        import uvicorn
+    needs("serve")
+    import uvicorn
 
-        from mmedexpert_jax.remote.guard import Guard, PromptProtocol
-        from mmedexpert_jax.remote.protocol import LOOPBACK
-        from mmedexpert_jax.rollout.server import application
-    except ImportError:
-        raise ConfigError("the serve job needs starlette and uvicorn: pip install starlette uvicorn") from None
+    from mmedexpert_jax.remote.guard import Guard, PromptProtocol
+    from mmedexpert_jax.remote.protocol import LOOPBACK
+    from mmedexpert_jax.rollout.server import application
+
     key, votes = _key(config), _votes(config)
     desk = open_desk(config)
     settings = uvicorn.Config(
@@ -89,6 +88,7 @@ def describe(config: ConfigDict) -> str:
         if here:
             models.load_processor(config.model.path).encode(messages, max_length=config.max_prompt_length)
         return f"ask: load {config.model.path} and answer {config.question[:80]!r}; nothing is written"
+    needs("serve")
     _key(config)
     for source in _adapters(config).values():
         if here and (Path(source).expanduser().is_dir() or not HUB_ID.fullmatch(source)):

@@ -296,7 +296,7 @@ def content(source: bytes | str | Path, name: str) -> bytes:
     if _WEB.match(str(source)):
         raise DataError(f"{name}: images are not fetched from the web; no such image file, download it first")
     try:
-        path = Path(source).expanduser()
+        path = border.existing(Path(source).expanduser())
         if not path.is_dir():
             border.refuse_endless(path)
         return medical.Series(path)() if path.is_dir() else path.read_bytes()

@@ -1,7 +1,6 @@
 """The client: many requests to one endpoint, at a bounded rate and cost, each answer stored as soon as it is there."""
 
 import asyncio
-import importlib.util
 import random
 import sys
 import time
@@ -12,7 +11,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteError
+from mmedexpert_jax.errors import DataError, Interrupted, RemoteError, needs
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger
@@ -52,8 +51,7 @@ class Client:
             endpoint: whom to ask, and how.
             interrupted: tells of a signal (`Run.interrupted`); looked at before each request.
         """
-        if importlib.util.find_spec("openai") is None:
-            raise ConfigError("endpoints need the openai client: pip install openai")
+        needs("remote")
         self.endpoint, self.answers = endpoint, answers
         self._interrupted = interrupted
         self._key = endpoint.key()

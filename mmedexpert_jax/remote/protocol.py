@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, needs
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -81,7 +81,9 @@ class Endpoint:
 
 
 def endpoint(group: Any, **own: Any) -> Endpoint:
-    """The endpoint that a config group describes by the names of its attributes, but for `own`. Raises ConfigError."""
+    """The endpoint that a config group describes by the names of its attributes, but for `own`. Raises ConfigError,
+    also where the client is not installed, so that a plan says it."""
+    needs("remote")
     if "kind" in group and not group.url:
         raise ConfigError(f'kind="{group.kind}" needs url and model, such as http://localhost:8000/v1')
     return Endpoint(**{item.name: group[item.name] for item in fields(Endpoint) if item.name in group} | own)

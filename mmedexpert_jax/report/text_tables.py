@@ -27,13 +27,18 @@ def markdown(rows: Sequence[Mapping[str, Any]], decimals: int | None = None) -> 
 
 def folded(text: str, width: int) -> str:
     """A text for a terminal of that width. A longer line goes on below: behind the gap of two spaces or more that ends
-    its name, if that lies in the left half, else two columns to the right of where it begins."""
+    its name, if that lies in the left half, else two columns to the right of where it begins. A command behind "next:"
+    and a word are whole, since half of one may be copied."""
     lines = []
     for line in text.split("\n"):
+        if line.startswith("next: "):
+            lines.append(line)
+            continue
         named = _NAMED.match(line)
         column = named.end() if named else width
         inset = column if 2 * column <= width else len(line) - len(line.lstrip()) + 2
-        lines += textwrap.wrap(line, width, subsequent_indent=" " * inset, break_on_hyphens=False) or [""]
+        whole: Any = {"break_on_hyphens": False, "break_long_words": False}
+        lines += textwrap.wrap(line, width, subsequent_indent=" " * inset, **whole) or [""]
     return "\n".join(lines)
 
 

@@ -191,7 +191,8 @@ def _host_peak() -> int:
     """Bytes at the peak of this process's memory."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
         return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _product_rate() -> float:

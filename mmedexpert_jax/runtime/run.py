@@ -521,7 +521,7 @@ def _drift_refusal(path: Path, config: dict) -> str:
         return f"{path} is finished, and nothing is trained with other fields: {vain}; {how}" if vain else ""
     parts = (_differ(key, drift[key]) for key in refused[:4])
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-    free = f"{free_folder(path)}{_by_name(refused, config)}"
+    free = f"{shlex.quote(str(free_folder(path)))}{_by_name(refused, config)}"
     return (
         f"{path} holds a run with another config: {'; '.join(parts)}{more}; "
         f"start over with fresh=True, or choose another workdir: --config.workdir={free}"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import case_files, forms, load_cases, own
+from mmedexpert_jax.data import case_files, forms, load_cases, own, tables
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.sources.raw_formats import recognise
 from mmedexpert_jax.processing.images import open_image
@@ -64,6 +64,7 @@ def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):
     assert "2 x key answer: ... is not among A, B (rows 2, 3)" in lines and "no such file (rows 4, 5)" in lines
     assert "call it images (row 7)" in lines and "key messages" in lines
     assert test.good == 0 and "the same stands in train.jsonl" in test.lines()[1]
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no train, dev or test"):
         own.check(tmp_path / "nothing")
 
@@ -504,3 +505,81 @@ def test_a_case_with_a_picture_in_two_splits_is_a_fault_and_with_another_picture
     for split, images in (("train", ["0.png"]), ("dev", ["1.png"]), ("test", ["0.png"])):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row | {"images": images}))
     assert [one.good for one in own.check(tmp_path)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"A": "Heart", "B": "Lung", "C": "Liver"}, "A, B, C"),
+        ({"opa": "Heart", "opb": "Lung"}, "opa, opb"),
+        ({"ending0": "Heart", "ending1": "Lung", "ending2": "Liver"}, "ending0, ending1, ending2"),
+        ({"Antwort A": "Heart", "Antwort B": "LUNG"}, "Antwort A, Antwort B"),
+        ({"respuesta 1": "Heart", "respuesta 2": "Lung", "respuesta 3": "Liver"}, "respuesta 1, respuesta 2, resp"),
+    ],
+)
+def test_a_key_that_is_the_text_of_an_option_column_is_no_open_question(tmp_path, columns, named):
+    row = {"id": "1", "question": "Which organ?", "answer": "Lung"} | columns
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=f"row 1, key options: none, but columns {named}.* look like .*convert-data"):
+        load_cases(tmp_path, "train")
+    own.convert(tmp_path / "train.jsonl", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.answer, case.options) == ("B", tuple(columns.values()))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"diagnosis": "Lung", "source": "Lung"},
+        {"laterality": "Lung", "side": "Heart"},
+        {"reader_a": "Lung", "reader_b": "Heart"},
+        {"answer_1": "Lung", "answer_2": "Lung", "answer_3": "Heart"},
+        {"answer1": "Lung", "answer2": "The lungs"},
+        {"finding1": "Lung", "finding2": "Heart", "finding3": "Liver"},
+        {"A": "Lung"},
+    ],
+)
+def test_an_open_answer_may_stand_in_other_columns(tmp_path, columns):
+    row = {"id": "1", "question": "Which organ?", "answer": "Lung"} | columns
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    own.convert(tmp_path / "train.jsonl", tmp_path / "out")
+    for folder in (tmp_path, tmp_path / "out"):
+        assert [(case.kind, case.answer) for case in load_cases(folder, "train")] == [("open", "Lung")]
+
+
+def test_columns_of_wrong_answers_are_refused_and_leave_nothing(tmp_path):
+    row = {"id": "1", "question": "Which?", "answer": "Lung", "distractor1": "Heart", "Wrong answer 2": "Liver"}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    with pytest.raises(
+        DataError, match=r"distractor1, Wrong answer 2 look like options; call their columns A, B, \.\.\."
+    ):
+        own.convert(tmp_path / "a.json", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cell", ["#NV", "#DIV/0!", "#BEZUG!", "#¿NOMBRE?", "#SPILL!", "#N/D", "########"])
+def test_errors_of_spreadsheets_are_empty_cells(tmp_path, cell):
+    row = {"id": "1", "question": "Which?", "options": ["Heart", cell], "answer": "A"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match="stands for an empty cell"):
+        load_cases(tmp_path, "train")
+    assert not any(map(tables.absent, ("#1", "#NICE", "#hash!", "Null", "##", "#")))
+
+
+def test_a_path_of_windows_over_names_of_a_mac_is_found(tmp_path):
+    (tmp_path / "Bilder Gro\u0308\u00dfe").mkdir()  # "ö" in two marks
+    (tmp_path / "Bilder Gro\u0308\u00dfe" / "a.png").write_bytes(_png())
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps({"id": "1", "question": "What?", "answer": "Nothing", "images": ["Bilder Gr\u00f6\u00dfe\\a.png"]})
+    )
+    assert load_cases(tmp_path, "train")[0].images[0].picture().size == (9, 8)
+    assert own.check(f"{tmp_path}\\train.jsonl")[0].good == 1
+    assert open_image(f"{tmp_path}\\Bilder Gr\u00f6\u00dfe\\a.png").size == (9, 8)
+    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):
+        own.check(tmp_path / "nowhere")
+
+
+def test_commands_quote_a_folder_with_blanks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own.new_data("neu x")
+    assert "`mmedexpert check-data 'neu x'`" in (tmp_path / "neu x" / "README.md").read_text()

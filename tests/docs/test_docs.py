@@ -58,6 +58,14 @@ def test_the_table_of_a_rows_keys_is_current():
     assert page == GENERATE["schema_page"](page), "the schema changed: run `python docs/generate.py`"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_table_is_whole(page):
+    """Markdown ends a table at an empty line: rows behind it, without a line of dashes, are text with bars."""
+    lines = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL).split("\n")
+    starts = [n for n, line in enumerate(lines) if line.startswith("|") and not lines[n - 1].startswith("|")]
+    assert all(re.match(r"\|[ :|-]+$", lines[n + 1]) for n in starts), [lines[n] for n in starts]
+
+
 def test_every_field_of_every_job_has_a_meaning():
     for path in configs.available().values():
         documented = configs.field_docs(path)

@@ -1,5 +1,6 @@
 """The last lines of every job, as a terminal shows them at 80 and 120 columns, from runs whose answers are made up."""
 
+import shlex
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from mmedexpert_jax.launch.closing import closing, result, sentence
 from mmedexpert_jax.launch.held_out import first_and_last, gain
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.report.text_tables import folded
 from mmedexpert_jax.runtime import Run, files
 from tests.terminal import EMULATORS, screen
 
@@ -124,6 +126,22 @@ def test_what_follows_takes_a_folder_that_is_free(tmp_path, monkeypatch):
         evaluate, export = closing(config).splitlines()[-2:]
         assert evaluate == "next: mmedexpert evaluate:mini model.path=run"
         assert export == f"next: mmedexpert export:mini model.path=run{told}"
+
+
+def test_commands_are_whole_and_quoted_on_any_terminal(tmp_path):
+    """A folded one, copied line by line, would be another whole command: of the base model."""
+    folder = tmp_path / "runs of mine" / "merge"
+    with Run.open(folder, {"job": "merge"}) as run:
+        run.finish({})
+    shown = folded(closing(load_config("configs/merge.py", {"workdir": str(folder)})), 40).splitlines()
+    commands = [shlex.split(line) for line in shown if line.startswith("next: ")]
+    jobs = ["evaluate:mini", "gba:mini"]
+    assert commands == [["next:", "mmedexpert", job, f"model.path={folder}"] for job in jobs]
+
+
+def test_a_path_is_not_cut():
+    path = "runs/" + "a" * 60
+    assert path in folded(f"report   {path}", 40).split()
 
 
 def test_a_job_without_accuracy_names_what_is_there(tmp_path):

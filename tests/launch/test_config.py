@@ -161,6 +161,29 @@ def test_a_broken_config_file_does_not_hide_the_others(tmp_path, monkeypatch, ca
         assert "mine" in out and "large" in out and "broken" in out and "gba" in out
 
 
+def test_files_of_another_project_are_passed_over_and_not_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    for name in ("merge", "latin"):
+        (tmp_path / "configs" / f"{name}.py").write_text("raise SystemExit('another project')\n")
+    assert load_config("configs/merge.py").job == "merge" and "configs/latin.py" not in configs.available()
+    assert console.main(["latin"]) == 2 and "latin.py" not in capsys.readouterr().err
+    own = "from mmedexpert_jax.config.job_config import read_config\n\n\ndef get_config():\n"
+    (tmp_path / "configs" / "ask.py").write_text(
+        f"{own}    return read_config({str(REPOSITORY / 'configs' / 'ask.py')!r})\n"
+    )
+    assert console.main(["ask", "question=Why?", "--plan"]) == 0
+    assert capsys.readouterr().err == f"{tmp_path / 'configs' / 'ask.py'} is read, not the package's own of this name\n"
+
+
+def test_a_yaml_file_as_config_is_told_the_way(tmp_path):
+    (tmp_path / "my.yaml").write_text("lr: 1e-5\nsteps: [1\n")
+    with pytest.raises(
+        ConfigError, match=r"my.yaml is not Python: .*; the fields of a JSON file are read by --overrides"
+    ):
+        load_config(str(tmp_path / "my.yaml"))
+
+
 def test_the_current_folder_comes_before_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config("configs/gba.py").job == "gba"

@@ -73,10 +73,16 @@ def test_bash_completes(tmp_path):
     script = tmp_path / "complete.sh"
     script.write_text(
         f'mmedexpert() {{ {sys.executable} -m mmedexpert_jax "$@"; }}\n{console.COMPLETIONS["bash"]}\n'
-        'COMP_WORDS=(mmedexpert gba:mini lo); COMP_CWORD=2; _mmedexpert 2>/dev/null; echo "${COMPREPLY[@]}"\n'
+        "had=$COMP_WORDBREAKS\n"
+        'for COMP_LINE in "mmedexpert gba:mini lo" "mmedexpert gba:qw" "mmedexpert gb"; do\n'
+        'COMP_POINT=${#COMP_LINE}; _mmedexpert 2>/dev/null; echo "${COMPREPLY[@]}"; done\n'
+        '[[ $had == "$COMP_WORDBREAKS" ]]'
     )
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
-    assert {"lora.rank=", "lora.alpha=", "lora.targets="} <= set(done.stdout.split()), done.stderr
+    fields, presets, jobs = (set(line.split()) for line in done.stdout.splitlines())
+    assert {"lora.rank=", "lora.alpha=", "lora.targets="} <= fields, done.stderr
+    assert "qwen2_vl_2b" in presets and {"gba", "gba:mini"} <= jobs, "readline's word begins behind the colon"
+    assert done.returncode == 0, "the whole shell's marks of words stay as they are"
 
 
 def test_runs_side_by_side(tmp_path, capsys):
@@ -182,6 +188,9 @@ def test_names_of_other_tools_are_told_ours(job, name, capsys):
         ("xyzzy", 2, "no job or command 'xyzzy'; there are "),
         ("gba:mini:extra", 2, "has no preset 'mini:extra'"),
         ("gba steps = 10", 2, "as one word, such as --config.steps=1"),
+        ("gba resume=true", 2, "the same command resumes by itself, resume_from goes back to a step; did you mean"),
+        ("gba --resume", 2, "the same command resumes by itself"),
+        ("gba 'lr=1e-5'", 2, "did you mean --config.lr=1e-5?"),
         ("gba batch_size=8 --plan", 2, "did you mean config.prompts_per_step?"),
         ("ask prompt=Why?", 2, "did you mean config.question?"),
         ("evaluate controls=blank,blind", 2, "config.controls=blind is unknown; did you mean blank?"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from mmedexpert_jax import errors
 
@@ -148,6 +150,31 @@ def test_tpu_script_runs_on_all_hosts(tmp_path):
     del environment["ZONE"]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 1 and "export ZONE=" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("cores", ["8", ""])
+def test_srun_is_told_the_cores_of_a_process(tmp_path, cores):
+    (tmp_path / "srun").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/asked\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": cores}
+    subprocess.run(["bash", str(FOLDER / "slurm.sbatch"), "--config=a b"], env=environment, check=True)
+    first, *_, last = (tmp_path / "asked").read_text().splitlines()
+    assert (first == "--cpus-per-task=8") == bool(cores) and last == "--config=a b"
+
+
+@pytest.mark.parametrize("source", ["git+https://host/owner/name", "/mnt/w x/mmedexpert_jax-0.1.0-py3-none-any.whl"])
+def test_tpu_script_installs_what_pip_takes(tmp_path, source):
+    """A requirement is an address behind a name, or the path of a wheel with its extra (PEP 508 has no paths)."""
+    (tmp_path / "gcloud").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/asked\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ZONE": "z", "SOURCE": source}
+    subprocess.run(["bash", str(FOLDER / "tpu_pod.sh"), "slice", "install"], env=environment, check=True)
+    *_, last = (tmp_path / "asked").read_text().splitlines()
+    requirement = shlex.split(last)[-1]
+    if "://" in source:
+        assert Requirement(requirement).url == source and Requirement(requirement).extras == {"tpu"}
+    else:
+        assert requirement == f"{source}[tpu]"
 
 
 @pytest.fixture

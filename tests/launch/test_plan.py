@@ -254,6 +254,27 @@ def test_an_unknown_device_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [
+        ("v5p-8", "v5p", 4),
+        ("v5px4", "v5p", 4),
+        ("V5P-4096", "v5p", 2048),
+        ("v5litepod-16", "v5e", 16),
+        ("v5e-8", "v5e", 8),
+    ],
+)
+def test_a_slice_has_as_many_devices_as_chips(name, kind, count):
+    """cloud.google.com/tpu/docs/v5p: 2x2x1 has 8 cores and 4 chips, and is called v5p-8; v5e's number counts chips."""
+    found = hardware.find(name)
+    assert (found.kind, found.count) == (kind, count)
+
+
+def test_an_odd_number_of_cores_is_no_slice():
+    with pytest.raises(ConfigError, match="plan_mesh=v5p-7: the number counts cores, two a chip; give an even one"):
+        hardware.find("v5p-7")
+
+
+@pytest.mark.parametrize(
     ("data", "fsdp", "error"), [(-1, 3, ConfigError), (-1, 16, ConfigError), (0, 1, ConfigError), (4, 4, ResourceError)]
 )
 def test_a_mesh_is_refused_as_the_job_refuses_it(data, fsdp, error, monkeypatch):

@@ -114,6 +114,31 @@ def test_other_jobs_end_alike(tmp_path, capsys, monkeypatch, command, code, word
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "lacking", "words"),
+    [
+        (
+            "gba rewards.judge.weight=.5 rewards.judge.url=http://h/v1 rewards.judge.model=m",
+            "httpx2",
+            '"httpx2>=2.12,<3"',
+        ),
+        ("evaluate model.path=endpoint:m endpoint.url=http://h/v1", "openai", '"openai>=3.57,<4" "httpx2'),
+        ("dataset:endpoint teacher.url=http://h/v1 teacher.model=m teacher.key_env=", "httpx2", '"httpx2>=2.12,<3"'),
+        ("serve", "uvicorn", '"uvicorn>=0.40,<1"'),
+        ("review", "starlette", '"starlette>=1.0,<2"'),
+    ],
+)
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_package_that_a_run_lacks_is_named_by_its_plan(tmp_path, capsys, monkeypatch, command, lacking, words, plan):
+    """An older openai has no httpx2, and is replaced by what the line tells pip to install."""
+    monkeypatch.chdir(tmp_path)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else real(name))
+    assert console.main(command.split() + ["--plan"] * plan) == 2
+    told = capsys.readouterr().err
+    assert f" needs {lacking}, not installed here: pip install " in told and words in told
+
+
 @pytest.mark.parametrize(("entry", "code"), [("AM", 2), ("AM=mini", 2), ("mini=x", 2), ("AM=none", 3)])
 def test_a_plan_to_serve_looks_at_the_adapters(capsys, entry, code):
     assert console.main(["serve", f"adapters={entry}", "--plan"]) == code

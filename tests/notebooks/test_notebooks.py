@@ -150,14 +150,16 @@ def test_a_source_that_pip_cannot_install_is_said_in_one_line(tmp_path, monkeypa
         exec(compile(setup, "setup", "exec"), {"SOURCE": str(tmp_path), "PINNED": []})
 
 
+@pytest.mark.parametrize("name", ["mmedexpert_jax-0.1.0-py3-none-any.whl", "mmedexpert_jax-0.1.0-py3-none-any (1).whl"])
 @pytest.mark.parametrize("kept", [False, True])
-def test_colab_asks_for_the_wheel_once(kept, tmp_path, monkeypatch):
-    """Without a repository above it: the wheel of the Drive, else the one that is chosen, which then lies there."""
+def test_colab_asks_for_the_wheel_once(kept, name, tmp_path, monkeypatch, capsys):
+    """Without a repository above it: the wheel of the Drive, else the one that is chosen, which then lies there under
+    a name that pip takes."""
     cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
     setup = next(cell.source for cell in cells if "google.colab" in cell.source)
     wheel, asked, installed = "mmedexpert_jax-0.1.0-py3-none-any.whl", [], []
     drive = types.SimpleNamespace(mount=lambda place: None)
-    files = types.SimpleNamespace(upload=lambda: asked.append(1) or {wheel: b"wheel"})
+    files = types.SimpleNamespace(upload=lambda: asked.append(1) or {name: b"wheel"})
     colab = types.ModuleType("google.colab")
     colab.drive, colab.files = drive, files
     monkeypatch.setitem(sys.modules, "google.colab", colab)
@@ -172,6 +174,7 @@ def test_colab_asks_for_the_wheel_once(kept, tmp_path, monkeypatch):
     exec(compile(setup, "setup", "exec"), {"SOURCE": "..", "PINNED": []})
     assert len(asked) == (not kept) and installed[0][-1] == str(folder / wheel)
     assert (folder / wheel).read_bytes() == b"wheel"
+    assert f"{folder / wheel} is installed; to take another" in capsys.readouterr().out
 
 
 def test_every_notebook_is_tried():

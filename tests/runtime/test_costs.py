@@ -11,6 +11,19 @@ import pytest
 from mmedexpert_jax.runtime import Run, costs, processes
 
 
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("linux", 1024)])
+def test_the_peak_of_a_host_without_proc_is_in_bytes(monkeypatch, platform, unit):
+    """getrusage(2): ru_maxrss is in bytes on macOS, in kibibytes on Linux."""
+
+    def absent(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", absent)
+    monkeypatch.setattr(costs.sys, "platform", platform)
+    monkeypatch.setattr(costs.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    assert costs._host_peak() == 7 * unit
+
+
 def test_a_meter_adds_up_over_processes_and_open_runs(tmp_path):
     with Run.open(tmp_path / "outer", {"price": 36.0}) as outer:
         with Run.open(tmp_path / "inner", {}) as inner:

@@ -1,7 +1,6 @@
 """The job `review`: serve the page, pass verdicts to and from other tools, or report."""
 
 import contextlib
-import importlib.util
 import shlex
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import ConfigError, DataError, needs
 from mmedexpert_jax.mmedexpert.factory_store import Store, private
 from mmedexpert_jax.mmedexpert.record import Trace
 from mmedexpert_jax.mmedexpert.review import argilla, import_export, label_studio, review_report
@@ -61,6 +60,8 @@ def _carry_out(config: ConfigDict, opened: Opened) -> None:
 
 def describe(config: ConfigDict) -> str:
     """A plan of the job in a few lines; nothing is written."""
+    if config.action == "serve":
+        needs("serve")
     opened = _open(config)
     settings = settings_of(config)
     double = sum(settings.needed(trace.id) > 1 for trace in opened.traces)
@@ -97,8 +98,7 @@ def _open(config: ConfigDict) -> Opened:
 def _serve(config: ConfigDict, opened: Opened) -> None:
     desk = ReviewQueue(opened.store, opened.traces, settings_of(config))
     access = Access(secret(opened.folder), config.reviewers, config.adjudicators)
-    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
-        raise ConfigError("the review page needs starlette and uvicorn: pip install starlette uvicorn")
+    needs("serve")
     from mmedexpert_jax.mmedexpert.review.review_server import ReviewServer
 
     server = ReviewServer(config.host, config.port, desk, access, config.blind)

@@ -13,7 +13,7 @@ from typing import Any
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import gives_away, inline, listed, placed
-from mmedexpert_jax.data.tables import ABSENT, InFolder, absent, by_numbers, existing
+from mmedexpert_jax.data.tables import ABSENT, InFolder, absent, by_numbers
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw
@@ -358,7 +358,7 @@ def _image(item: Any, folders: Sequence[Path]) -> ImageRef:
         return ImageRef(Path(name).name if given else "image", partial(bytes, data), view)
     if ADDRESS.match(name) or (name.startswith(BASE64) and len(name) > LONGEST):
         return ImageRef("image", partial(_content, name), view)
-    for path in (existing(folder / name) for folder in folders):
+    for path in (border.existing(folder / name) for folder in folders):
         if path.exists():
             return _file(path, view)
     raise Rejected("image-missing", border.cut(name))
