@@ -79,7 +79,8 @@ NUMBERED = re.compile(r"(?:image|img|picture|figure)s?[_ ]?\d{1,2}")
 SAID = 3  # words of a value from which on it may be a trace
 _VIDEO = re.compile(r"data:video/|.+\.(mp4|avi|mov|mkv|webm)$", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<\s*+(?:/\s*+)?(?:think|answer)\s*+>", re.IGNORECASE)
-_TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
+CONVERTS = " (`mmedexpert convert-data` makes one of columns or of a text)"
+_TEXTS = f"give a list of 2 to {len(LETTERS)} texts{CONVERTS}"
 
 
 def load_cases(path: str | Path, split: str, specialty: str | None = None, limit: int = 0, seed: int = 0) -> list[Case]:
@@ -280,6 +281,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
     if not options and (tag := _TAG.search(answer)):
         raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
+    answer = answer if options else forms.unnamed(answer)
     label = unicodedata.normalize("NFKC", answer).upper()
     if (
         not options
@@ -433,7 +435,8 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
     if isinstance(item, Mapping):
         unknown = sorted({*item} - {"path", "bytes", "image", "window", "slices", "plane"})
         if unknown:
-            raise DataError(f"{place}: an image has path, bytes, window, slices and plane, not {unknown[0]}")
+            fix = "; model.max_pixels bounds all of them" if re.search("pixels|resized", unknown[0]) else ""
+            raise DataError(f"{place}: an image has path, bytes, window, slices and plane, not {unknown[0]}{fix}")
         view = {key: item.get(key) for key in ("window", "slices", "plane") if item.get(key) is not None}
         data, path = item.get("bytes"), item.get("path") or item.get("image")
         item = path if data is None else data

@@ -127,6 +127,7 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
         try:
             if isinstance(row, str):
                 raise DataError(row)
+            forms.refuse_beside(row)
             found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
             for key in found.keys() - case_files.KEYS.keys() - case_files.PROVENANCE:  # its bytes would be lost
                 if case_files.left_out(key, found[key], found["images"]):
@@ -324,7 +325,7 @@ def _checked(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[
             seen.add(row["id"])
             case_files.case_of(row, f"{source}, row of {row['id']}", number, made.file.parent)
         except DataError as error:
-            made.refused.append(str(error))
+            made.refused.append(str(error).replace(case_files.CONVERTS, ""))
         else:
             good.append(row)
     return good
