@@ -268,6 +268,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     _refuse_near(row, where)
     question, images = forms.inline(_text(row, "question", where), _list(row, "images", where))
     try:
+        forms.refuse_beside(row)
         question = forms.placed(question, {len(images)})
     except DataError as error:
         raise DataError(f"{where}, {error}") from None

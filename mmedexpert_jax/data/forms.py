@@ -93,6 +93,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     kind = form(row)
     if kind == "instruction" and row.get("history"):
         raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
+    refuse_beside(row)
     images = shown = _images(row)
     if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
         question, answer, system, found = _turns(row[kind], kind)
@@ -385,7 +386,8 @@ def _in_a_line(question: str) -> tuple[str, list[str]]:
     texts = _labelled(re.sub(r"(?i)^\s*(?:options|choices|answer choices)\s*:", "", listed))
     if len(texts) < 2 or listed == question or not all(texts):
         return question, []
-    return question.removesuffix(listed).strip(), texts
+    texts[-1], _, after = texts[-1].partition("\n")
+    return f"{question.removesuffix(listed).strip()}\n{after}".strip(), texts
 
 
 def pictures(cell: str) -> Any:

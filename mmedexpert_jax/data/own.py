@@ -127,7 +127,6 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
         try:
             if isinstance(row, str):
                 raise DataError(row)
-            forms.refuse_beside(row)
             found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
             for key in found.keys() - case_files.KEYS.keys() - case_files.PROVENANCE:  # its bytes would be lost
                 if case_files.left_out(key, found[key], found["images"]):

@@ -1135,11 +1135,13 @@ def test_an_open_key_is_the_answer_without_its_name(tmp_path, answer, trace):
     ],
 )
 def test_options_beside_a_foreign_question_in_any_form_are_read(tmp_path, options):
-    (case,) = load_cases(
-        _write(tmp_path, {"problem": "Which drug?", "answer": "<answer> B </answer>"} | options), "train"
-    )
+    row = {"problem": "Which drug?", "answer": "<answer> B </answer>"} | options
+    (case,) = load_cases(_write(tmp_path, row), "train")
     assert (case.question, case.options, case.answer) == ("Which drug?", ("Aspirin", "Heparin"), "B")
     assert not case.columns
+    if "problem" in options:
+        (case,) = load_cases(_write(tmp_path, row | {"problem": f"{row['problem']}\nGive its letter."}), "train")
+        assert (case.question, case.options) == ("Which drug?\nGive its letter.", ("Aspirin", "Heparin"))
 
 
 def test_a_second_image_under_another_key_is_refused(tmp_path):
