@@ -425,7 +425,7 @@ def _grown(path: Path, config: dict) -> bool:
     patience; or to export once more what its checkpoints hold."""
     drift = _drift(saved_config(path), config)
     pairs = (pair for key, pair in drift.items() if _resumes(key, config) == "grows")
-    status = files.read_json(path / "STATUS.json") or {}
+    status = files.json_or_none(path / "STATUS.json") or {}
     early = "eval.patience" in drift and not 0 < (config.get("steps") or 0) <= status.get("step", 0)
     made = "export" in (status.get("summary") or {}) and any(path.glob("ckpt/*/manifest.json"))
     lost = made and not (path / "export").exists()
