@@ -55,6 +55,7 @@ def explain(
         pieces = [f"{processor.tokenizer.decode([int(token)])!r}" for token in ids]
         given = zip(scores.rewards, scores.values[i, j], strict=True)
         paradigm = prompt.paradigm or "no paradigm"
+        share = f"{shares[i, j]:.2%} (norm {norms[i, j]:.3g})" if counted[i, j] else "none, it is not in the loss"
         lines += [
             f"-- completion {number + 1}: case {prompt.case.id}, {paradigm}, sample {j + 1} of {samples}",
             f"prompt ({len(rollout.encoded[i].tokens)} tokens): {processor.decode(rollout.encoded[i].tokens)}",
@@ -64,9 +65,7 @@ def explain(
             + ", ".join(f"{r.name} {value:g} x {r.weight:g}" for r, value in given)
             + f"; sum {scores.total[i, j]:g} (key {prompt.case.answer})",
             f"advantage: {rollout.advantages[i, j]:+.4f}",
-            f"share of the gradient: {shares[i, j]:.2%} (norm {norms[i, j]:.3g})"
-            if counted[i, j]
-            else "share of the gradient: none, it is not in the loss",
+            f"share of the gradient: {share}",
             "",
         ]
     return "\n".join(lines)

@@ -477,7 +477,7 @@ def test_a_reward_below_zero_ends_a_run_that_divides_by_its_means(run_config, tm
     config = run_config(tmp_path)  # makes the module
     sys.modules["own_rewards"].punishes = lambda case, text, **_: -1.0
     config = run_config(tmp_path, advantage_weights="drpo", **{"rewards.functions": ("own_rewards.punishes",)})
-    with pytest.raises(ConfigError, match="the reward punishes gave -1; let it give 0 and more"):
+    with pytest.raises(ConfigError, match="the reward 'punishes' gave -1; let it give 0 and more"):
         train(config)
 
 
