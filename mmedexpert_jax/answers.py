@@ -195,6 +195,12 @@ def spoken(text: str) -> str:
     return next((turn for turn in turns if turn.strip()), "")
 
 
+def headed(text: str) -> str:
+    """The reasoning under a heading that says so, as "## Thinking"; "" where there is none."""
+    found = _HEADED.match(_ECHOED.sub("", text))
+    return "\n".join(found[0].strip().splitlines()[1:-1]).strip() if found else ""
+
+
 def _without_elements(text: str) -> str:
     """`text` without closed elements whose tag says that they are reasoning, from the last opening before a closing."""
     opened: dict[str, int] = {}

@@ -276,6 +276,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     _refuse_near(row, where)
     question, images = forms.inline(_text(row, "question", where), _list(row, "images", where))
     try:
+        forms.refuse_beside(row)
         question = forms.placed(question, {len(images)})
     except DataError as error:
         raise DataError(f"{where}, {error}") from None
@@ -289,6 +290,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
     if not options and (tag := _TAG.search(answer)):
         raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
+    answer = answer if options else forms.unnamed(answer)
     label = unicodedata.normalize("NFKC", answer).upper()
     if (
         not options
@@ -463,7 +465,8 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
     if isinstance(item, Mapping):
         unknown = sorted({*item} - {"path", "bytes", "image", "window", "slices", "plane"})
         if unknown:
-            raise DataError(f"{place}: an image has path, bytes, window, slices and plane, not {unknown[0]}")
+            fix = "; model.max_pixels bounds all of them" if re.search("pixels|resized", unknown[0]) else ""
+            raise DataError(f"{place}: an image has path, bytes, window, slices and plane, not {unknown[0]}{fix}")
         view = {key: item.get(key) for key in ("window", "slices", "plane") if item.get(key) is not None}
         data, path = item.get("bytes"), item.get("path") or item.get("image")
         item = path if data is None else data

@@ -12,15 +12,18 @@ A question that lists lettered options and whose answer names one of them become
 
 import ast
 import contextlib
+import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.words import stands
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.statements import NO_LABEL
 
 FORMS = ("messages", "prompt", "conversations", "problem", "instruction")
 ANSWERS = ("answer", "solution", "completion", "ground_truth", "output", "response")
@@ -52,6 +55,17 @@ _GIVEN = re.compile(
 )
 _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writes it
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
+# roles and ends of turns as chat templates write them, and the ends of prompts that leave the turn to the model
+_TEMPLATE = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|begin_of_text|user|assistant)\|>|<(?:start|end)_of_turn>|\[/?INST\]|"
+    r"<｜(?:User|Assistant)｜>|^(?:### Response|Assistant):\s*(?:<think>\s*)?\Z",
+    re.MULTILINE,
+)
+# the line with the answer behind its reasoning: GSM8K's, and the words that prompts ask for; LLaVA-CoT's element
+_LAST = re.compile(r"^[*_ \t]*(?:####(?!#)|(?:final\s+)?answer[*_]*[:：])[*_ \t]*(\S[^\n]*?)[*_\s]*\Z", re.I | re.M)
+_CONCLUSION = re.compile(r"<CONCLUSION>(.*)</CONCLUSION>\s*\Z", re.DOTALL)
+_COUNTS = re.compile(r"(?i)\b(?:how (?:many|much|often)|number|scores?|count|calculate|compute|sum|total)\b|多少|几")
+OPTIONS = ("options", "choices", "candidates")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
 TEXTS = ("text", "content", "value", "option")
 _FILE = re.compile(r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii(?:\.gz)?)$", re.IGNORECASE)
@@ -79,6 +93,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     kind = form(row)
     if kind == "instruction" and row.get("history"):
         raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
+    refuse_beside(row)
     images = shown = _images(row)
     if kind in ("messages", "conversations") or (kind == "prompt" and not isinstance(row["prompt"], str)):
         question, answer, system, found = _turns(row[kind], kind)
@@ -86,6 +101,8 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     else:
         lines = [row[kind], row.get("input") if kind == "instruction" else ""]
         question, answer, system = "\n".join(_text(line, kind) for line in lines if line), "", ""
+    if answer and _begins(answer, question, row, kind):
+        answer = ""
     said = answer
     answer, *others = [answer] if answer else _answers(row)
     if not answer:
@@ -97,9 +114,11 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     question, images = inline(question, images)
     whole = placed(question, {len(shown), len(images)})
     question, options = split_options(whole)
-    given = row.get("options") if not options else None  # beside the question, in the form that ours have
+    given = _given(row) if not options else None  # beside the question, in the form that ours have
     options = _texts(given) or options
     short, trace = _taken_apart(answer)
+    if not options and not given and len(short) == 1 and short in LETTERS:  # "Which? A) one, B) two"
+        question, options = _in_a_line(question)
     if not short:
         raise DataError(f"key {kind}: the answer {border.shown(answer)} is reasoning alone; close it, and answer")
     letter = _letter(short, options) if options else None
@@ -108,10 +127,12 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if given and short.isdecimal() and answers.counts_another(int(short), options):
         raise DataError(f"key answer: {short} may be an option's text or its number; give its letter")
     if options and letter is None and not given:  # a list within an open question
-        _refuse_named(short, options)
+        _refuse_named(short, options, whole)
         question, options = whole, []
     if letter and len(letters := {_letter(_taken_apart(one)[0], options) for one in (answer, *others)}) > 1:
         raise DataError(f"key ground_truth: names {len(letters)} options; a case has one answer")
+    if not options and not given:
+        short, trace = _at_the_end(short, trace)
     made = {
         "id": f"row-{number}" if row.get("id") in (None, "") else str(row["id"]),
         "question": question,
@@ -124,7 +145,8 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         made["system"] = system
     if others and not letter:
         made["accepted"] = [_taken_apart(one)[0] for one in others if one.strip()]
-    return made | {key: value for key, value in row.items() if key not in _READ and value is not None}
+    read = {*_READ, *(OPTIONS if given else ())}
+    return made | {key: value for key, value in row.items() if key not in read and value is not None}
 
 
 def missing(row: Mapping[str, Any]) -> str:
@@ -147,15 +169,44 @@ def _refuse_rejected(row: Mapping[str, Any]) -> None:
 def _taken_apart(answer: str) -> tuple[str, str]:
     """The answer itself, without marks, and the reasoning before it, of whatever mark; of one whose first mark is in
     the prompt, as R1's template has it, all before its end."""
+    if concluded := _CONCLUSION.search(answer):
+        return concluded[1].strip(), answer[: concluded.start()].strip()
     taken = answers.parse(answer)
     short = taken.answer or answers.spoken(answer)
-    trace = taken.think
-    for mark, end in () if trace else (*answers.REASONING_MARKS, ("", "</think>")):
+    trace = taken.think or answers.headed(answer)
+    for mark, end in () if trace or taken.think == "" else (*answers.REASONING_MARKS, ("", "</think>")):
         before, closed, _ = answer.partition(end)
         if closed and mark in before:
             trace = before.partition(mark)[2] if mark else before
             break
     return (answers.boxed(short) or short).strip(), (trace or "").strip()
+
+
+def _begins(said: str, question: str, row: Mapping[str, Any], kind: str) -> bool:
+    """True for an assistant's last turn that is the beginning of a completion, as TRL and verl continue it, where a key
+    has the answer: reasoning that is not closed, or, in a prompt, what neither gives an answer nor that of the key."""
+    short, trace = _taken_apart(said)
+    if short and kind != "prompt":
+        return False
+    if not (key := _taken_apart(_answers(row)[0])[0]):
+        return False
+    options = split_options(question)[1] or _texts(_given(row))
+    answered = _letter(short, options) if options else trace or answers.gives(short, [key])
+    return not (short and answered)
+
+
+def _at_the_end(short: str, trace: str) -> tuple[str, str]:
+    """An open answer without its name, as "Answer: gout", and the reasoning, which may stand before it."""
+    if bare := _LAST.search(short):
+        return (answers.boxed(bare[1]) or bare[1]).strip(), trace or short[: bare.start()].strip()
+    return unnamed(short), trace
+
+
+def unnamed(short: str) -> str:
+    """A short open answer without words such as "The answer is" before it; any other as it is."""
+    bare = answers.unwrap(short) if len(short) <= LONGEST_ANSWER else short
+    named = answers.without_name(bare)
+    return short if named == bare or re.search(r"[.!?]\s|\n", named) else named.strip('"* ')
 
 
 def _letter(short: str, options: list[str]) -> str | None:
@@ -168,7 +219,11 @@ def _letter(short: str, options: list[str]) -> str | None:
         if said and (letter := answers.choice(f"<answer>{said}</answer>", options)):
             return letter
     letters = f"[{LETTERS[: len(options)]}]"
-    listed_ones = re.fullmatch(rf"\W*{letters}(?:(?:\W+|\s+(?:and|or)\s+){letters})+\W*", short)
+    listed_ones = re.fullmatch(
+        rf"(?:\W*(?i:both|options?|answers?|choices?)\b)?\W*{letters}(?:(?:\W+|\s+(?:and|or)\s+|[和与及或]){letters})+"
+        r"(?:\s+(?:are|is)(?:\s+both)?\s+(?:correct|right|true))?\W*",
+        short,
+    )
     if listed_ones or (re.fullmatch(rf"{letters}{{2,}}", short) and "".join(sorted({*short})) == short):  # "A, C", "AC"
         raise DataError(f"key answer: {border.shown(short)} names several options; a case has one answer")
     texts = [option.strip().casefold() for option in options]
@@ -178,14 +233,24 @@ def _letter(short: str, options: list[str]) -> str | None:
     return None
 
 
-def _refuse_named(short: str, options: list[str]) -> None:
-    """Raises DataError of an answer that speaks of one option and gives none: as an open one's reference it would be
-    wrong of every right answer. One that speaks of several is about the list, which an open question may hold."""
+def _refuse_named(short: str, options: list[str], question: str) -> None:
+    """Raises DataError of an answer that speaks of one option and gives none, as a number, a label beyond them or a
+    text that is nearly one of theirs does: as an open one's reference it would be wrong of every right answer. One that
+    speaks of several is about the list, which an open question may hold."""
     text = short.casefold()
     texts = [option.strip().casefold() for option in options]
     named = [option for option in texts if stands(option, text)]
     whole = [one for one in named if not any(one != other and one in other for other in named)]
     letter = rf"(?-i:[{LETTERS[: len(options)]}])\b"
+    beyond = rf"[{LETTERS[len(options) :]}]"
+    label = len(options) < len(LETTERS) and re.fullmatch(
+        rf"\(?{beyond}{NO_LABEL}(?:\)[.:]?|[.:]).*|(?i:option|answer|choice)s?\W+{beyond}\W*", short
+    )
+    number = re.fullmatch(r"(-?\d{1,2})(?:\.0)?", short)
+    counts = number and -1 <= int(number[1]) <= len(options) and options[0] in _behind_question(question)
+    near = len(text) <= LONGEST_ANSWER and difflib.get_close_matches(text, texts, 1, 0.85)
+    if label or near or (counts and not _COUNTS.search(question)):
+        raise DataError(f"key answer: {border.shown(short)} is none of the options; give the letter of one")
     if len(whole) == 1 or re.search(rf"(?i)\b(?:option|answer|choice)(?:\s+is)?\W{{1,3}}{letter}", short):
         raise DataError(f"key answer: {border.shown(short)} speaks of options and gives none; begin it with the letter")
 
@@ -247,6 +312,11 @@ def inline(question: str, images: Sequence[Any]) -> tuple[str, list[Any]]:
 def placed(question: str, images: set[int]) -> str:
     """A question without the marks of its images' places, which come first. Raises DataError where the marks are of
     another number than the images, of which inline parts may or may not be counted."""
+    if mark := _TEMPLATE.search(question):
+        raise DataError(
+            f"key question: {border.shown(mark[0])} of a chat template stands in it; give the message's text alone, "
+            "since the model's own template is added"
+        )
     if "<video>" in question:
         raise DataError("key question: <video>; videos are not read, give frames of it as images")
     numbers = [int(one or other) for one, other in _NUMBERED.findall(question)]
@@ -298,12 +368,26 @@ def items(cell: str) -> Any:
                 return ast.literal_eval(cell.strip())
             if cell.rstrip().endswith(("]", "}")):  # else it is a text, such as "[18F]FDG PET; MRI"
                 raise
-    bracketed = re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell)  # "A. one B. two" as "(A) one (B) two"
-    if len(texts := listed(bracketed)[1]) > 1:
+    if len(texts := _labelled(cell)) > 1:
         return texts
     texts = _parted(cell)
     numbered = [re.fullmatch(rf"\(?{number}[.)]\s+(\S.*)", text, re.DOTALL) for number, text in enumerate(texts, 1)]
     return [match[1] for match in numbered if match] if all(numbered) else texts
+
+
+def _labelled(cell: str) -> list[str]:
+    """The texts of "A. one B. two" or "(A) one (B) two"."""
+    return listed(re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", cell))[1]
+
+
+def _in_a_line(question: str) -> tuple[str, list[str]]:
+    """A question and the lettered options behind its last question mark, in one line; (question, []) of none."""
+    listed = _behind_question(question)
+    texts = _labelled(re.sub(r"(?i)^\s*(?:options|choices|answer choices)\s*:", "", listed))
+    if len(texts) < 2 or listed == question or not all(texts):
+        return question, []
+    texts[-1], _, after = texts[-1].partition("\n")
+    return f"{question.removesuffix(listed).strip()}\n{after}".strip(), texts
 
 
 def pictures(cell: str) -> Any:
@@ -394,6 +478,15 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
+def _given(row: Mapping[str, Any]) -> Any:
+    """The options beside a question, under a name that other trainers' sets have; a text of several as a list."""
+    found = next((row[key] for key in OPTIONS if row.get(key) not in (None, "", [])), None)
+    try:
+        return items(found) if isinstance(found, str) else found
+    except DataError as error:
+        raise DataError(f"key options: {error}") from None
+
+
 def _texts(options: Any) -> list[str]:
     """The texts of a list or an object by letter; what is neither, or has a gap, is refused where rows are checked."""
     found = options = named(options)
@@ -429,6 +522,14 @@ def _said(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     return _text(value, "answer")
+
+
+def refuse_beside(row: Mapping[str, Any]) -> None:
+    """Raises DataError of a path under `image` that is not among those under `images`, which alone are read."""
+    beside, images = row.get("image"), row.get("images")
+    names = {Path(path).name for path in images if isinstance(path, str)} if isinstance(images, list | tuple) else ()
+    if names and isinstance(beside, str) and beside and Path(beside).name not in names:
+        raise DataError(f"key image: {border.shown(beside)} is not among images; give all in images")
 
 
 def image_cell(row: Mapping[str, Any]) -> Any:
@@ -485,9 +586,12 @@ def _content(turn: Mapping[str, Any], key: str) -> tuple[str, list[Any]]:
         elif kind not in IMAGE_PARTS:
             raise DataError(f"key {key}: a part is text or an image, not {border.shown(part)}")
         elif not (source := next((part[name] for name in SOURCES if part.get(name)), None)):
+            if other := next((name for name in ("source", "base64", "data") if part.get(name)), ""):
+                raise DataError(f"key {key}: an image's part has it under image, as a data URI, not under {other}")
             bare += 1
         else:
             view = {name: value for name, value in part.items() if name not in (*SOURCES, "type", "detail")}
-            source = source.get("url") if isinstance(source, Mapping) else source
-            images.append({"path": source, **view} if any(view.values()) else source)
+            source = source.get("url") or source if isinstance(source, Mapping) else source
+            whole = source if isinstance(source, Mapping) else {"path": source}
+            images.append({**whole, **view} if any(view.values()) else source)
     return "<image>" * bare + "\n".join(texts), images

@@ -217,7 +217,7 @@ def domain_weighted(
         advantages: [N, G], of equation 4.
         counts: of `new_counts`, before this step.
         specialties: [N] int, of each group.
-        rewards: [N, G].
+        rewards: [N, G], at least 0; NaN of a sample about which all abstained, as a group of these counts nowhere.
         right: [N, G], 1 where the answer is right.
         kind: "specialty" or "drpo".
         eps: below which no T and no deviation falls.
@@ -227,7 +227,9 @@ def domain_weighted(
     """
     levels = np.minimum((right.mean(axis=1) * LEVELS).astype(int), LEVELS - 1)
     counts = counts.copy()
-    np.add.at(counts, (specialties, levels), np.stack([np.ones(len(rewards)), np.nanmean(rewards, axis=1)], axis=-1))
+    scored = ~np.isnan(rewards).all(axis=1)
+    met = np.nanmean(rewards[scored], axis=1)
+    np.add.at(counts, (specialties[scored], levels[scored]), np.stack([np.ones(len(met)), met], axis=-1))
     groups, sums = counts[..., 0], counts[..., 1]
     means = sums / np.maximum(groups, 1)
     rarity = np.where(groups > 0, 1 / np.maximum(groups, 1), 0.0)

@@ -49,9 +49,10 @@ class Terms:
         return Terms(loss, denominator, tokens, sums, jax.tree.map(lambda values: values.max(axis=0), self.peaks))
 
     def stats(self) -> dict[str, jax.Array]:
-        """The loss and the statistics, means over tokens, as named scalars."""
-        tokens, denominator = jnp.maximum(self.tokens, 1), jnp.maximum(self.denominator, 1)
-        return {"loss": self.loss / denominator, **{k: v / tokens for k, v in self.sums.items()}, **self.peaks}
+        """The loss and the statistics, means over tokens, as named scalars; NaN of no tokens, which have no mean."""
+        means = {k: v / self.tokens for k, v in self.sums.items()}
+        peaks = {k: jnp.where(self.tokens > 0, v, jnp.nan) for k, v in self.peaks.items()}
+        return {"loss": self.loss / jnp.maximum(self.denominator, 1), **means, **peaks}
 
 
 @jax.tree_util.register_dataclass

@@ -252,6 +252,8 @@ def _check(config: ConfigDict) -> None:
         )
     if config.advantage_weights != "equal":
         below = [name for name in ("length", "answer_first") if config.rewards[name]]
+        below += [name for name in ("accuracy", "format", "structure", "token_f1") if config.rewards[name] < 0]
+        below += [f"{name}.weight" for name in ("judge", "similarity") if config.rewards[name].weight < 0]
         below += [one for one in config.rewards.functions if one.rpartition("=")[2].strip().startswith("-")]
         if below:
             raise ConfigError(
@@ -404,11 +406,19 @@ def _weighted(
     rewards: np.ndarray,
     values: np.ndarray,
 ) -> tuple[np.ndarray, State]:
-    """Advantages weighted by specialty and difficulty, and the state that has counted the step's groups."""
+    """Advantages weighted by specialty and difficulty, and the state that has counted the step's groups. Raises
+    ConfigError of a reward below 0: of a mean of such the weights are none."""
+    if (rewards < 0).any():
+        weighted = np.nan_to_num(values * np.array([one.weight for one in job.scoring], np.float32))
+        name = job.scoring[int(weighted.min(axis=(0, 1)).argmin())].name
+        raise ConfigError(
+            f"config.advantage_weights={config.advantage_weights} divides by mean rewards, and the reward "
+            f"{border.shown(name)} gave {weighted.min():g}; let it give 0 and more, or set advantage_weights=equal"
+        )
     firsts = rollout.prompts[:: len(rollout.prompts) // len(rewards)]  # a prompt of each group: they share their case
     domains = np.array([job.specialties.index(prompt.case.specialty) for prompt in firsts])
     right = values[..., [one.name for one in job.scoring].index("accuracy")]
-    counts, given = state.memory[DOMAINS], (domains, np.nan_to_num(rewards), right)
+    counts, given = state.memory[DOMAINS], (domains, rewards, right)
     advantages, counts = domain_weighted(advantages, counts, *given, config.advantage_weights)
     return advantages, dataclasses.replace(state, memory=state.memory | {DOMAINS: counts})
 

@@ -5,6 +5,7 @@ printed meanwhile goes above them. All of it goes to stderr, so that stdout stay
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -252,6 +253,6 @@ def describe(metrics: Mapping[str, Any]) -> str:
     """The metrics worth a glance, such as "reward 0.512  KL 0.0013  length 84"."""
     parts: dict[str, str] = {}
     for name, label, form in SHOWN:
-        if metrics.get(name) is not None:
+        if metrics.get(name) is not None and not math.isnan(metrics[name]):  # NaN is the mean of nothing
             parts.setdefault(label, f"{label} {float(metrics[name]):{form}}")
     return "  ".join(parts.values())

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,12 @@ LAYOUT = (
 )  # fmt: skip
 # What a run has written before its first checkpoint, less which it may be started again with a corrected config.
 EARLY = frozenset({*LAYOUT[:6], "plots", "samples", "STATUS.json", "tracker_id", "logs", "report.html", "sources.json"})
+# Fields that a state has its form from, with what of a value that is: no checkpoint can be read with another
+_FORM: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("lora.rank", "lora.targets", "trainable"), str),
+    **dict.fromkeys(("ref_every", "rollout_ahead", "max_grad_norm"), bool),
+    "advantage_weights": "equal".__eq__,
+}
 _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
 
 
@@ -54,6 +60,7 @@ class Run:
         self._lock = lock
         self._keep = keep
         self._writes = processes.is_writer()
+        self._earlier = saved_config(path)
         status = read_status(path)
         back = _goes_back(path, self.config, status)
         done = status.get("state") == "done" and not _grown(path, self.config) and not back
@@ -68,6 +75,8 @@ class Run:
             self._status["state"] = "running"
             self._status.pop("error", None)
         self._meter = Meter(status.get("cost"), float(self.config.get("price") or 0.0))
+        if back and self._writes:  # trackers drop steps that a run has had: the new branch is a run of its own there
+            (path / "tracker_id").unlink(missing_ok=True)
         try:
             self._write_start()
             tracker = self.config.get("tracker") or ""
@@ -169,6 +178,10 @@ class Run:
             self.checkpoints.drop_after(back)
         self._status["resumed_from"] = back
         return self.checkpoints.latest()
+
+    def keep_config(self) -> None:
+        """Writes back the config that the run had before this command, which cannot go on from its checkpoint."""
+        self._write("config.json", self._earlier or self.config)
 
     def rewind(self, step: int) -> None:
         """Drops metrics and samples after `step`, so that a resumed run writes them as if it had never stopped."""
@@ -408,9 +421,15 @@ def _named(config: dict) -> set[str]:
 
 
 def _grown(path: Path, config: dict) -> bool:
-    """True where a run is to go on further than it was to, or to an end that is known only later (0)."""
-    pairs = (pair for key, pair in _drift(saved_config(path), config).items() if _resumes(key, config) == "grows")
-    return any(_allowed("grows", *pair) or 0 in pair for pair in pairs)
+    """True where a run is to go on further than it was to, or to an end that is known only later (0), or with another
+    patience; or to export once more what its checkpoints hold."""
+    drift = _drift(saved_config(path), config)
+    pairs = (pair for key, pair in drift.items() if _resumes(key, config) == "grows")
+    status = files.json_or_none(path / "STATUS.json") or {}
+    early = "eval.patience" in drift and not 0 < (config.get("steps") or 0) <= status.get("step", 0)
+    made = "export" in (status.get("summary") or {}) and any(path.glob("ckpt/*/manifest.json"))
+    lost = made and not (path / "export").exists()
+    return lost or early or any(_allowed("grows", *pair) or 0 in pair for pair in pairs)
 
 
 def _goes_back(path: Path, config: dict, status: dict) -> bool:
@@ -514,6 +533,8 @@ def _drift_refusal(path: Path, config: dict) -> str:
             print(f"{path / 'config.json'} is damaged; the run goes on with the config of this command", flush=True)
         return ""
     drift, named, vain = _drift(saved, config), _named(config), settled(path, config)
+    unfit = _unfit(path, drift, config)
+    named -= {*unfit}
     refused = [key for key, pair in drift.items() if key not in named and not _allowed(_resumes(key, config), *pair)]
     if not refused:
         back = "go back by resume_from=STEP, " if "resume_from" in config else ""
@@ -521,11 +542,23 @@ def _drift_refusal(path: Path, config: dict) -> str:
         return f"{path} is finished, and nothing is trained with other fields: {vain}; {how}" if vain else ""
     parts = (_differ(key, drift[key]) for key in refused[:4])
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-    free = f"{shlex.quote(str(free_folder(path)))}{_by_name(refused, config)}"
+    by_name = "" if unfit else _by_name(refused, config)
+    free = f"{shlex.quote(str(free_folder(path)))}{by_name}"
+    bound = f"; its checkpoints are read with the same {', '.join(unfit)} alone" if unfit else ""
     return (
-        f"{path} holds a run with another config: {'; '.join(parts)}{more}; "
+        f"{path} holds a run with another config: {'; '.join(parts)}{more}{bound}; "
         f"start over with fresh=True, or choose another workdir: --config.workdir={free}"
     )
+
+
+def _unfit(path: Path, drift: dict[str, tuple[Any, Any]], config: dict) -> list[str]:
+    """The fields of a drift with which no checkpoint of the run can be read; none before the first."""
+    if not any(path.glob("ckpt/*/manifest.json")):
+        return []
+    idle = "lora." if config.get("trainable") == "full" else None
+    pairs = {key: pair for key, pair in drift.items() if key in _FORM and "(absent)" not in pair}
+    changed = [key for key, (old, new) in pairs.items() if _FORM[key](old) != _FORM[key](new)]
+    return [key for key in changed if not (idle and key.startswith(idle))]
 
 
 def _by_name(refused: list[str], config: dict) -> str:

@@ -169,7 +169,7 @@ class Learner:
 
         Returns:
             The new state and statistics, means over the updates, `learning_rate` among them, and of names that end in
-            "/max" the largest.
+            "/max" the largest; without the updates that had no tokens, whose statistics are NaN.
         """
         trained, opt_state, base, rows = state.trained, state.opt_state, self._held(stacked=True), []
         number = state.step * self.updates  # also where some of the planned ones were not made
@@ -180,8 +180,7 @@ class Learner:
             trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
             rows.append(stats)
         found = jax.device_get(rows)
-        join = {name: np.max if name.endswith("/max") else np.mean for name in found[0]}
-        stats = {name: float(join[name]([row[name] for row in found])) for name in found[0]}
+        stats = {name: _joined(name, [row[name] for row in found]) for name in found[0]}
         step, tokens = state.step + 1, state.num_tokens + tokens
         return dataclasses.replace(state, trained=trained, opt_state=opt_state, step=step, num_tokens=tokens), stats
 
@@ -263,6 +262,12 @@ class Learner:
         stats = total[1].stats() | {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.float32(rate)}
         trained = unstack(trained) if self._scans else trained
         return self.layout.weights(trained), self.layout.optimizer(opt_state), stats
+
+
+def _joined(name: str, values: list[Any]) -> float:
+    if name not in ("loss", "grad_norm"):  # in which NaN is a divergence
+        values = [value for value in values if not np.isnan(value)] or values
+    return float(np.max(values) if name.endswith("/max") else np.mean(values))
 
 
 def _in_all_layers(deltas: Lora) -> bool:

@@ -13,7 +13,17 @@ from mmedexpert_jax.runtime.signals import Overdue
 from mmedexpert_jax.train.learner import Learner
 from mmedexpert_jax.train.optimizer import unreached
 from mmedexpert_jax.train.policy import Evaluate
-from mmedexpert_jax.train.state import State, check_statistics, is_due, keep, restore, resume, save, save_once
+from mmedexpert_jax.train.state import (
+    State,
+    check_statistics,
+    check_weights,
+    is_due,
+    keep,
+    restore,
+    resume,
+    save,
+    save_once,
+)
 
 if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
@@ -83,10 +93,18 @@ def fit(
         while goes_on and state.step < steps:
             state, metrics = _stepped(run, state, step)
             check_statistics(metrics, state.step, config)
+            if is_due(state.step, config.checkpoint_every, steps):
+                check_weights(state, config)
             run.log(state.step, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations})
             progress.update(state.step, metrics)
             goes_on = evaluated()
             keep(run, state, steps if goes_on else state.step, config.checkpoint_every)
+    if state.step < steps and processes.is_writer():
+        print(
+            f"held-out answers got no better for {config.eval.patience} evaluations: ended at step {state.step} of "
+            f"{steps}; eval.patience={2 * config.eval.patience} goes on",
+            flush=True,
+        )
     return best(run, state) if config.eval.best else state
 
 

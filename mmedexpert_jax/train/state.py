@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.errors import ConfigError, Interrupted
+from mmedexpert_jax.errors import ConfigError, DataError, Interrupted
 from mmedexpert_jax.models.tree import stack, unstack
 from mmedexpert_jax.runtime import processes
 
@@ -37,7 +38,11 @@ def resume(run: "Run", state: State) -> State:
     run.rewind(-1 if step is None else step)
     if step is None:
         return state
-    found = restore(run, step, state)
+    try:
+        found = restore(run, step, state)
+    except DataError:  # of another form, or broken: nothing of the run has been changed by this command
+        run.keep_config()
+        raise
     if found.data != state.data and processes.is_writer():
         print(
             f"the training cases are not those of step {step} (their fingerprint was {found.data:08x}, is "
@@ -92,9 +97,20 @@ def check_statistics(stats: Mapping[str, float], step: int, config: ConfigDict) 
         if not math.isfinite(stats[name]):
             raise ConfigError(
                 f"step {step}: {name} is {stats[name]} at lr {config.lr:g}; lower config.lr or config.max_grad_norm; "
-                "with config.allow_changes=lr the run goes on from its last checkpoint, with config.fresh=True it "
-                "begins anew"
+                "with config.allow_changes=lr the run goes on from its last checkpoint (by config.resume_from from an "
+                "earlier one, where that is broken too), with config.fresh=True it begins anew"
             )
+
+
+def check_weights(state: State, config: ConfigDict) -> None:
+    """Raises ConfigError of weights from which no loss can be computed: the next step would find it, behind a
+    checkpoint or an export of them."""
+    if not math.isfinite(jax.jit(optax.global_norm)(state.trained)):
+        raise ConfigError(
+            f"step {state.step}: the update at lr {config.lr:g} left weights without a finite norm, which are not "
+            "saved; lower config.lr or config.max_grad_norm; with config.allow_changes=lr the run goes on from its "
+            "last checkpoint, with config.fresh=True it begins anew"
+        )
 
 
 def trained_part(leaves: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

@@ -1009,3 +1009,145 @@ def test_encoded_pictures_under_another_key_are_refused(tmp_path, cell):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw.parquet")
     found = collect([str(tmp_path / "raw.parquet")])
     assert not found.records and found.rejected[0]["detail"] == "key scan is not read; call it images"
+
+
+CHOICE = "Which drug?\nA. Aspirin\nB. Heparin\nC. Warfarin"
+
+
+def _turn(role, text):
+    return {"role": role, "content": text}
+
+
+@pytest.mark.parametrize(
+    "begun", ["Let me solve this step by step.\n<think>", "Sure! Here it is:", "<think>", "<think>\n\n</think>\n\n"]
+)
+def test_a_prompt_that_ends_with_the_beginning_of_its_answer_has_the_answer_under_a_key(tmp_path, begun):
+    rows = [
+        {"prompt": [_turn("user", CHOICE), _turn("assistant", begun)], "solution": "B"},
+        {"prompt": [_turn("user", "Which?"), _turn("assistant", begun)], "reward_model": {"ground_truth": "Heparin"}},
+    ]
+    first, second = load_cases(_write(tmp_path, *rows), "train")
+    assert (first.options[1], first.answer, first.trace) == ("Heparin", "B", "")
+    assert (second.options, second.answer, second.trace) == ((), "Heparin", "")
+
+
+def test_an_assistants_turn_that_answers_keeps_its_reasoning_beside_a_key(tmp_path):
+    said = "<think>Slow.</think><answer>{}</answer>"
+    for name in ("prompt", "messages"):
+        turns = [_turn("user", CHOICE), _turn("assistant", said.format("B"))]
+        (case,) = load_cases(_write(tmp_path, {name: turns, "answer": "B"}), "train")
+        assert (case.answer, case.trace) == ("B", "Slow.")
+        with pytest.raises(DataError, match=f"key {name}: answers B, key answer: answers C"):
+            load_cases(_write(tmp_path, {name: turns, "answer": "C"}), "train")
+
+
+@pytest.mark.parametrize(
+    "answer", [0, 1, 3, "-1", 1.0, "(D)", "D.", "D. Enoxaparin", "Answer: D", "Heparine", "Both A and C", "A和C"]
+)
+def test_a_key_that_is_none_of_the_listed_options_is_refused(tmp_path, answer):
+    with pytest.raises(DataError, match=r"is none of the options; give the letter|names several options"):
+        load_cases(_write(tmp_path, {"problem": CHOICE, "answer": answer}), "train")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How many of these?\nA. x\nB. y\nC. z", "2"),
+        ("Findings:\nA. fever\nB. rash\nWhat is the grade?", "2"),
+        ("Findings:\nA. fever\nB. rash\nWhat is it?", "Measles"),
+        ("Put in order:\nA. early\nB. later\nC. last", "CAB"),
+        ("What grows on all?\nA. agar\nB. broth", "E. coli"),
+        ("What do all of these raise?\nA. smoking\nB. LDL", "The risk of CAD"),
+    ],
+)
+def test_an_open_question_may_hold_a_list(tmp_path, question, answer):
+    (case,) = load_cases(_write(tmp_path, {"problem": question, "answer": answer}), "train")
+    assert (case.question, case.options, case.answer) == (question, (), answer)
+
+
+@pytest.mark.parametrize("said", ["<think>\n\n</think>\n\nB", "<think></think><answer>B</answer>", "B"])
+def test_an_answer_with_empty_reasoning_has_no_trace(tmp_path, said):
+    turn = _turn("assistant", said) | ({"reasoning_content": "\n"} if said == "B" else {})
+    (case,) = load_cases(_write(tmp_path, {"messages": [_turn("user", CHOICE), turn]}), "train")
+    assert (case.answer, case.trace) == ("B", "")
+
+
+def test_images_of_parts_as_datasets_keeps_them_are_read(tmp_path):
+    (tmp_path / "x.png").write_bytes(_png())
+    held = [{"bytes": _png(), "path": None}, {"bytes": None, "path": "x.png"}]
+    rows = [
+        {"messages": [_turn("user", [{"type": "image", "image": one}, {"type": "text", "text": "Which?"}])]}
+        for one in held
+    ]
+    cases = [case_files.case_of(row | {"answer": "y"}, "f", 1, tmp_path) for row in rows]
+    assert [case.images[0].picture().size for case in map(case_files.with_images, cases)] == [(8, 8)] * 2
+    part = {"type": "image", "source": {"type": "base64", "data": "x"}}
+    with pytest.raises(DataError, match="under image, as a data URI, not under source"):
+        case_files.case_of({"messages": [_turn("user", [part])], "answer": "y"}, "f", 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<|im_start|>user\n{}<|im_end|>",
+        "<start_of_turn>user\n{}",
+        "[INST] {} [/INST]",
+        "<｜User｜>{}",
+        "{}\nAssistant: <think>",
+    ],
+)
+def test_a_question_inside_a_chat_template_is_refused(tmp_path, mark):
+    for row in ({"prompt": mark.format(CHOICE), "answer": "B"}, ROW | {"question": mark.format("Which?")}):
+        with pytest.raises(DataError, match=r"key question: .* of a chat template stands in it"):
+            load_cases(_write(tmp_path, row), "train")
+
+
+@pytest.mark.parametrize(
+    ("answer", "trace"),
+    [
+        ("Answer: Heparin", ""),
+        ("**Final answer:** Heparin", ""),
+        ('{"answer": "Heparin"}', ""),
+        ("<think>Slow.</think>\n\nAnswer: Heparin", "Slow."),
+        ("Slow.\nAnswer: Heparin", "Slow."),
+        ("Slow.\n#### Heparin", "Slow."),
+        ("<REASONING>Slow.</REASONING><CONCLUSION>Heparin</CONCLUSION>", "<REASONING>Slow.</REASONING>"),
+        ("## Thinking\nSlow.\n\n## Final Response\nHeparin", "Slow."),
+        ("The answer is open. It depends.", None),
+    ],
+)
+def test_an_open_key_is_the_answer_without_its_name(tmp_path, answer, trace):
+    (case,) = load_cases(_write(tmp_path, {"problem": "Which drug?", "answer": answer}), "train")
+    assert (case.answer, case.trace) == ((answer, "") if trace is None else ("Heparin", trace))
+    if trace == "" and "*" not in answer:
+        (case,) = load_cases(_write(tmp_path, {"id": "1", "question": "Which drug?", "answer": answer}), "train")
+        assert case.answer == "Heparin"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"options": "A. Aspirin\nB. Heparin"},
+        {"options": '["Aspirin", "Heparin"]'},
+        {"choices": ["Aspirin", "Heparin"]},
+        {"candidates": {"A": "Aspirin", "B": "Heparin"}},
+        {"problem": "Which drug? A) Aspirin, B) Heparin"},
+    ],
+)
+def test_options_beside_a_foreign_question_in_any_form_are_read(tmp_path, options):
+    row = {"problem": "Which drug?", "answer": "<answer> B </answer>"} | options
+    (case,) = load_cases(_write(tmp_path, row), "train")
+    assert (case.question, case.options, case.answer) == ("Which drug?", ("Aspirin", "Heparin"), "B")
+    assert not case.columns
+    if "problem" in options:
+        (case,) = load_cases(_write(tmp_path, row | {"problem": f"{row['problem']}\nGive its letter."}), "train")
+        assert (case.question, case.options) == ("Which drug?\nGive its letter.", ("Aspirin", "Heparin"))
+
+
+def test_a_second_image_under_another_key_is_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(_png())
+    for row in ({"problem": "Which?", "answer": "y"}, {"id": "1", "question": "Which?", "answer": "y"}):
+        with pytest.raises(DataError, match=r"key image: 'b\.png' is not among images"):
+            load_cases(_write(tmp_path, row | {"images": ["x.png"], "image": "b.png"}), "train")
+        (case,) = load_cases(_write(tmp_path, row | {"images": ["x.png"], "image": "x.png"}), "train")
+        assert len(case.images) == 1

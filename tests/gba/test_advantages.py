@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import group_advantages
-from mmedexpert_jax.gba.advantages import ESTIMATORS, estimate
+from mmedexpert_jax.gba.advantages import ESTIMATORS, domain_weighted, estimate, new_counts
 
 
 class Variants(chex.TestCase):
@@ -206,3 +206,15 @@ def test_an_own_estimator_that_fails_at_a_later_step_is_one_line(tmp_path, body,
     (tmp_path / "own.py").write_text(f"def f(values, weights, eps, ddof):\n    {body}\n")
     with pytest.raises(ConfigError, match=rf"config\.advantage_scale='.*own\.py:f' .*{said}.*; see docs/extend\.md"):
         estimate(np.ones((3, 4, 1), np.float32), np.ones(1, np.float32), f"{tmp_path}/own.py:f")
+
+
+@pytest.mark.parametrize("kind", ["specialty", "drpo"])
+def test_what_abstains_does_not_make_its_specialty_weigh_more(kind):
+    nan = np.nan
+    given = np.array([[1, -1, 1, -1]] * 2, np.float32), new_counts(2), np.array([0, 1])
+    right = np.array([[1, 0, 1, 0]] * 2)
+    weighed, counts = domain_weighted(*given, np.array([[1, 0.5, nan, nan], [1, 0.5, 1, 0.5]]), right, kind)
+    np.testing.assert_allclose(weighed[0], weighed[1], rtol=1e-5)
+    np.testing.assert_allclose(counts[..., 1].sum(axis=1), 0.75)
+    _, counts = domain_weighted(*given, np.array([[nan] * 4, [1, 0.5, 1, 0.5]]), right, kind)
+    assert counts[..., 0].sum(axis=1).tolist() == [0, 1]

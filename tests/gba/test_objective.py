@@ -1,5 +1,7 @@
 """The loss against equation 5 by autodiff and hand-worked values; test_trl_parity.py holds it against TRL."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmedexpert_jax.gba import policy_loss
 from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms, truncated_weights
+from mmedexpert_jax.train import learner
 
 ROWS, TOKENS = 4, 5
 LENGTHS = np.array([5, 1, 3, 2])
@@ -154,3 +157,14 @@ def test_rows_that_do_not_count_leave_the_mean():
         got = policy_terms(Tokens(new, old), advantages, mask, Objective(**options), ROWS - 1).stats()["loss"]
         expected, _ = policy_loss(rest[0], rest[1], None, rest[2], rest[3], **options)
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_means_over_no_tokens_are_none():
+    """So that a step whose completions were all left out has no entropy of 0."""
+    logprobs = jnp.zeros((2, 3))
+    terms = policy_terms(Tokens(logprobs), jnp.ones(2), jnp.zeros((2, 3), bool), Objective())
+    terms = dataclasses.replace(terms, sums=terms.sums | {"entropy": jnp.float32(0)}, peaks={"gap/max": jnp.float32(0)})
+    stats = terms.stats()
+    assert stats.pop("loss") == 0 and all(np.isnan(value) for value in stats.values()) and "gap/max" in stats
+    assert learner._joined("entropy", [np.float32(2), np.float32("nan")]) == 2.0
+    assert np.isnan(learner._joined("loss", [np.float32(2), np.float32("nan")]))

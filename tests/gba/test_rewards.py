@@ -603,7 +603,15 @@ def test_a_pairwise_judge_compares_within_the_groups_of_the_advantages(by_prompt
     assert met == {frozenset(pair) for pair in partners.items()}
 
 
-@pytest.mark.parametrize("field", [{"rewards.length": 1.0}, {"rewards.functions": ("mine.f=-0.5",)}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"rewards.length": 1.0},
+        {"rewards.functions": ("mine.f=-0.5",)},
+        {"rewards.structure": -1.0},
+        {"rewards.judge.weight": -1.0},
+    ],
+)
 def test_weights_by_mean_reward_are_refused_where_rewards_may_be_negative(field):
     config = load_config("configs/gba.py", {"objective": "drpo"} | field)
     with pytest.raises(ConfigError, match="may make negative; leave it out, or set advantage_weights=equal"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,7 @@ from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, RemoteErr
 from mmedexpert_jax.gba import policy_learner as learner_module
 from mmedexpert_jax.gba import rewards, trainer
 from mmedexpert_jax.gba.batches import Batches
+from mmedexpert_jax.gba.explain import gradient_norms
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.policy_learner import PolicyLearner
 from mmedexpert_jax.gba.rollouts import Rollout
@@ -469,3 +471,18 @@ def test_other_ways_to_train(run_config, tmp_path, overrides):
         assert sum(row["clip_ratio/region_mean"] for row in rows) > 0
     if "schedule" in overrides:
         np.testing.assert_allclose([row["learning_rate"] for row in rows], [1e-2 / 3, 2e-2 / 3, 1e-2], rtol=1e-5)
+
+
+def test_a_reward_below_zero_ends_a_run_that_divides_by_its_means(run_config, tmp_path):
+    config = run_config(tmp_path)  # makes the module
+    sys.modules["own_rewards"].punishes = lambda case, text, **_: -1.0
+    config = run_config(tmp_path, advantage_weights="drpo", **{"rewards.functions": ("own_rewards.punishes",)})
+    with pytest.raises(ConfigError, match="the reward 'punishes' gave -1; let it give 0 and more"):
+        train(config)
+
+
+def test_what_is_not_in_the_loss_has_no_share_of_the_gradient(setup):
+    left = setup.rollout.with_trained(np.array([True, False, True, True]))
+    left = dataclasses.replace(left, scored=np.array([[False] + [True] * 3] * 4))
+    norms = gradient_norms(left, setup.learner, setup.state, setup.batches)
+    assert not norms[1].any() and not norms[:, 0].any() and (norms[[0, 2, 3], 1:] > 0).all()

@@ -370,3 +370,26 @@ def test_a_run_from_before_a_field_came_goes_on_under_its_default(tmp_path, pref
         pass
     with pytest.raises(ConfigError, match=rf"{prefix}terms was \[\], now \['own.py:f'\]"):
         Run.open(tmp_path, config(terms=["own.py:f"]))
+
+
+def test_a_finished_run_exports_again_what_is_gone(tmp_path):
+    with Run.open(tmp_path, CONFIG) as run:
+        (tmp_path / "export").mkdir()
+        run.checkpoints.save(8, {"a": np.ones(2)})
+        run.finish({"export": str(tmp_path / "export")})
+    with Run.open(tmp_path, CONFIG) as run:
+        assert run.done
+    (tmp_path / "export").rmdir()
+    with Run.open(tmp_path, CONFIG) as run:
+        assert not run.done and run.last_checkpoint() == 8
+
+
+def test_a_branch_is_a_run_of_its_own_for_trackers(tmp_path):
+    with Run.open(tmp_path, CONFIG) as run:
+        for step in (1, 2):
+            run.checkpoints.save(step, {"a": np.ones(2)})
+    (tmp_path / "tracker_id").write_text("first")
+    Run.open(tmp_path, CONFIG).close()
+    assert (tmp_path / "tracker_id").exists()
+    with Run.open(tmp_path, CONFIG | {"resume_from": 1}) as run:
+        assert run.last_checkpoint() == 1 and not (tmp_path / "tracker_id").exists()

@@ -107,12 +107,33 @@ def test_a_checkpoint_that_is_due_is_there_before_its_evaluation(go):
     assert asked == [4, 6] and state.step == STEPS and [row["step"] for row in run.metrics()][-1] == STEPS
 
 
-def test_a_run_ends_where_evaluations_get_no_better(go):
+def test_a_run_ends_where_evaluations_get_no_better(go, capsys):
     scores = {0: 0.2, 1: 0.4, 2: 0.4, 3: 0.3, 4: 0.9, 5: 0.9, 6: 0.9}
     state, run, asked = go(scores, **{"eval.every": 1, "eval.patience": 2})
     assert asked == [0, 1, 2, 3] and state.step == 3 and run.checkpoints.latest() == 3
+    said = "no better for 2 evaluations: ended at step 3 of 6; eval.patience=4 goes on"
+    assert said in capsys.readouterr().out
+    state, _, asked = go(scores, **{"eval.every": 1, "eval.patience": 4})
+    assert asked == [4, 5, 6] and state.step == STEPS and said not in capsys.readouterr().out
     state, _, asked = go(scores, name="patient", **{"eval.every": 1, "eval.patience": 3})
     assert state.step == STEPS
+
+
+def test_weights_that_an_update_broke_are_not_saved(go, tmp_path):
+    with pytest.raises(ConfigError, match="step 2: the update at lr 1e\\+30 left weights without a finite norm"):
+        go(lr=1e30)
+    assert not (tmp_path / "run" / "ckpt").exists()
+
+
+def test_a_change_that_no_checkpoint_can_be_read_with_changes_nothing(go, tmp_path, capsys):
+    go()
+    config = (tmp_path / "run" / "config.json").read_bytes()
+    for field in ({"max_grad_norm": 0.0}, {"trainable": "lora"}):
+        (name,) = field
+        with pytest.raises(ConfigError, match=rf"are read with the same {name} alone; start over") as caught:
+            go(allow_changes=(name,), **field)
+        assert "allow_changes" not in str(caught.value)
+    assert (tmp_path / "run" / "config.json").read_bytes() == config
 
 
 def test_a_run_goes_back_once_to_a_checkpoint_that_is_named(go, capsys):
