@@ -129,6 +129,14 @@ def test_a_version_of_a_benchmark_fills_its_column(results):
     assert len(lines(MAIN, {"medxpertqa_mm@dev": results["medxpertqa_mm"]}, TARGETS)) == 9
 
 
+@pytest.mark.parametrize(("key", "gap"), [("pmc_vqa", True), ("pmc_vqa:v2", True), ("pmc_vqa:v1_clean", False)])
+def test_only_the_papers_version_of_a_benchmark_has_a_gap_to_it(results, key, gap):
+    under = {key: results["medxpertqa_mm"]}
+    by_source = {line.source: line.cells for line in lines(MAIN, under, TARGETS) if line.model == "Lingshu 7B"}
+    assert "PMC-VQA" in by_source["measured"] and ("PMC-VQA" in by_source["gap to published"]) == gap
+    assert partly(MAIN, under) == ("" if gap else f"{key}: another version than the published one, without a gap.")
+
+
 def test_every_system_is_a_published_row_with_a_prompt_that_exists():
     rows = {row for table in TABLES for row in table.rows}
     for name, system in SYSTEMS.items():
