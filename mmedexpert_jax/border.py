@@ -84,6 +84,13 @@ def cut(text: str, width: int = SHOWN) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def passed_on(name: str) -> str:
+    """A name as strangers may read it: of a place on this machine the last part alone; any other, such as a hub id, as
+    it is."""
+    local = name.startswith(("~", ".")) or Path(name).is_absolute() or Path(name).exists()
+    return Path(name).name if local else name
+
+
 def message_of(error: BaseException, width: int = SHOWN) -> str:
     """Kind and text of an exception on one line of at most `width` characters, whatever its own text raises."""
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from mmedexpert_jax import privacy
+from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
@@ -80,7 +80,7 @@ class Built:
             kind=case.asks,
             case_id=case.id,
             trace_id=trace.id,
-            teacher=trace.teacher,
+            teacher=border.passed_on(trace.teacher),
             review=self.review,
             flags=[*case.flags, *trace.check.flags],
         )

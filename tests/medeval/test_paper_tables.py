@@ -99,6 +99,8 @@ def test_formats(results):
     )
     assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total wilson low"] == ""
     assert r"\textasciitilde{}/x\textasciicircum{}2 \\" in result_tables.latex([{"model": "~/x^2"}])
+    tall = result_tables.latex([{"model": "a"}, {"model": "[b] <c>|"}, {"model": "*d*"}])
+    assert "\n{}[b] \\textless{}c\\textgreater{}\\textbar{} " in tall and "\n{}*d* " in tall
     text = result_tables.latex(rows, "Table 1: 5 % & more")
     assert (
         r"\shortstack{40.0\\{\scriptsize [16.8, 68.7]}\\{\scriptsize (10.0, 70.0)}}" in text

@@ -74,6 +74,7 @@ def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Bac
     asked = endpoint(
         config.endpoint,
         url=target.url,
+        key_env=config.endpoint.key_env if target.key_env is None else target.key_env,
         model=target.model,
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,
