@@ -32,7 +32,7 @@ _MONTH = (
 _WORD = r"[A-ZÀ-Þ][\w'’-]*\w"
 _ANY = r"[A-Za-zÀ-ÿ][\w'’.-]*"
 _PARTICLE = r"(?:(?:van|von|der|den|de|del|della|di|da|dos|du|la|le|bin|ibn|zu|ter)[^\S\n]+|al-|el-|[dlO]['’])"
-_HEAD = rf"(?:[a-z]{{3,5}}\. |[A-Z](?:\. ?| ))*{_PARTICLE}*"  # "med. univ.", initials
+_HEAD = rf"(?:(?:med|univ|dent|habil|phil|rer|nat)\. |[A-Z]\. ?|[B-HJ-WYZ] )*{_PARTICLE}*"  # "med. univ.", initials
 # a third word of a name has small letters: an abbreviation behind a name is none of it
 _THIRD = r"(?:[^\S\n]+[A-ZÀ-Þ][\w'’-]*[a-zß-ÿ]\b)?"
 _LAST = rf"[^\S\n]+(?:[A-Z]\. ?)*{_PARTICLE}*{_WORD}{_THIRD}"
@@ -59,6 +59,7 @@ _CLINICAL = (
     r"COVID-\d+|H\d{1,2}N\d{1,2}|[Tt]\d[a-c]?N\d[a-c]?(?:M\d)?|Ki-?67|p53|G\d{1,2}P\d{1,2})(?!\w)(?![-/][\w/-]*\d)"
 )
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
+_BONE = r"(?:Foley|Radius|Humer[iu]|Femur|Tibia|Fibula|Ulna|Patella|Clavicula|Becken)"  # behind a fracture, or a size
 _SERUM = (  # of which "Sr." is no man's title
     r"(?:Creatin\w+|Bilirub\w+|Sodium|Potassium|Calcium|Chlorid\w+|Magnes\w+|Phosph\w+|Album\w+|Globul\w+|Protein\w*|"
     r"Ure\w+|Uric|Iron|Ferritin|Transferrin|Amylase|Lipase|Lactate|Electrol\w+|Glucose|Cholest\w+|Triglyc\w+|Cortisol|"
@@ -68,8 +69,8 @@ _SERUM = (  # of which "Sr." is no man's title
 # in capitals before a name in capitals alone: MS, MR and DR are diseases and scans, which may end a sentence
 _TITLE = (
     r"(?:(?:MRS?|MS|DR)(?=\.[^\S\n]*(?:[A-Z]\. ?)*[A-ZÀ-Þ]{4})|PROF(?=\.)|"
-    r"Mr|Mrs|Ms|Miss|Mx|Drs?|Prof|Professor|Herrn?|Hr\.|Frau|(?<!\d)(?<!\d )Fr\.(?! ?Foley)|Mme|Mlle|Monsieur|Madame|"
-    rf"Señora?|Sra\.|Sr\.(?! ?{_SERUM})|"
+    rf"Mr|Mrs|Ms|Miss|Mx|Drs?|Prof|Professor|Herrn?|Hr\.|Frau|(?<!\d)(?<!\d )Fr\.(?! ?{_BONE})|Mme|Mlle|Monsieur|"
+    rf"Madame|Señora?|Sra\.|Sr\.(?! ?{_SERUM})|"
     r"[Nn]urse(?! Practitioner| An[ae]|-))"
 )
 _DEPARTMENT = (  # what stands behind a role and is nobody
@@ -88,8 +89,8 @@ PATTERNS: dict[str, re.Pattern] = {
     "record number": re.compile(
         rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|"
         rf"(?:{_WEAK})\.?[\s-]*(?:{_NO}\s*[:#=]?|[:#=]+)(?!\s*#?\s*{_CLINICAL}))\s*#?\s*"
-        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))(?:[A-Za-z0-9][\w/-]{{2,}}|\d\d?(?: \d{{2,4}}\b){{2}})"
-        r"(?: \d{2,4}\b)*|"
+        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
+        rf"\b(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*\s*\d\d?(?: \d{{2,4}}\b){{2,}}|"
         r"\b[A-Z]{2}\d\d(?: ?\d{4}){3,}(?: ?\d{1,4})?\b|\b[0-2](?:\.\d+){6,}\b|"  # IBAN; DICOM's unique ids
         r"\b\d{3}-\d{2}-\d{4}\b|\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",  # SSN; Medicare's
         re.I,

@@ -132,6 +132,7 @@ CLINICAL = (
     "Apgar 9/10/10, Apgar scores were 7/9/10; 5-10-15 min; grade 1/2/10; CD4 200 350 5000 cells",
     "Name: Aspirin 100 mg. Patient: Obese Woman. Mother: Healthy Woman. Mother: Diabetes mellitus.",
     "Surgeon: Vascular Surgery. Consultant: Neurology Team. Radiologist: Interventional Radiology.",
+    "Z.n. Fr. Humeri, Fr. Radius; Study: 12 100 200 patients; Dr. says. Pneumonia; Miss A Dose",
     "Pat. Raucher, Diabetiker. Age-Related Macular Degeneration MD",
     "She has MS. Her exam shows weakness. Severe MR. Ejection fraction 30 %. Proliferative DR. Laser was done.",
     "T1 MR. DWI. MRS. Choline peak is raised.",
