@@ -23,6 +23,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,6 +83,13 @@ def cut(text: str, width: int = SHOWN) -> str:
     """`text` on one line of at most `width` characters."""
     text = " ".join(without_login(text)[: 4 * width].split())
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def passed_on(name: str) -> str:
+    """A name as strangers may read it: of a place on this machine the last part alone; any other, such as a hub id, as
+    it is."""
+    local = name.startswith(("~", ".")) or Path(name).is_absolute() or Path(name).exists()
+    return Path(name).name if local else name
 
 
 def message_of(error: BaseException, width: int = SHOWN) -> str:
@@ -205,12 +213,19 @@ def read_json(
 
 
 def parse_json(
-    content: str | bytes, place: str, schema: Any = Any, *, limit: int = MAX_BYTES, error: type[UserError] = DataError
+    content: str | bytes,
+    place: str,
+    schema: Any = Any,
+    *,
+    limit: int = MAX_BYTES,
+    error: type[UserError] = DataError,
+    nan: Any = math.nan,
 ) -> Any:
-    """The value of a JSON text, converted to `schema`; `place` names where the text comes from. Raises `error`."""
+    """The value of a JSON text, converted to `schema`; `place` names where the text comes from, `nan` is what NaN
+    stands for, which is refused as it is. Raises `error`."""
     if len(content) > limit:
         raise error(f"{place} is longer than the {limit} bytes that are read of it")
-    value = _parsed(place, "JSON", error, _json, content)
+    value = _parsed(place, "JSON", error, partial(_json, nan=nan), content)
     return value if schema is Any else check(value, schema, place, error)
 
 
@@ -261,8 +276,9 @@ def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: 
         raise error(f"{place} is not {form}: {cut(str(problem), 2 * SHOWN)}") from None
 
 
-def _json(text: str) -> Any:
-    value = json.loads(text, object_pairs_hook=_once, parse_int=_int)
+def _json(text: str, nan: Any) -> Any:
+    constants = {"NaN": nan, "Infinity": math.inf, "-Infinity": -math.inf}
+    value = json.loads(text, object_pairs_hook=_once, parse_int=_int, parse_constant=constants.get)
     return _whole(value, text)
 
 

@@ -284,7 +284,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if tag := _TAG.search(trace):
         raise DataError(f"{where}, key trace: holds {tag[0]}; give the reasoning without tags, which are added")
     options = _options(row, where)
-    answer = _text(row, "answer", where)
+    answer = _text(row if options else {**row, "answer": forms.written(row.get("answer"))}, "answer", where)
     if options and (len(answer) != 1 or answer not in LETTERS[: len(options)]):
         letters = ", ".join(LETTERS[: len(options)])
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")

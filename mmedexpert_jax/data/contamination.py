@@ -80,9 +80,12 @@ class Findings:
 
 
 def words_in(text: str) -> tuple[str, ...]:
-    """Words of a text in lower case, in one form of Unicode; where no spaces part them, as in Chinese and Japanese, its
-    characters."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    """Words of a text in lower case, in one form of Unicode, whole where soft hyphens, marks without width or a line's
+    end part them; where no spaces part words, as in Chinese and Japanese, its characters."""
+    text = unicodedata.normalize("NFKC", text)
+    if not text.isascii():
+        text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    text = re.sub(r"(?<=[^\W\d_])-[^\S\n]*\n\s*(?=[a-zß-ÿ])", "", text).lower()
     return tuple(re.findall(r"\w+", CHINESE_JAPANESE.sub(r" \g<0> ", text)))
 
 

@@ -519,9 +519,16 @@ def _said(value: Any) -> str:
     """An answer's text. Raises DataError."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # a completion as messages
         value = _content(value[-1], "completion")[0]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    return _text(value, "answer")
+    return _text(value if isinstance(value, bool) else written(value), "answer")
+
+
+def written(value: Any) -> Any:
+    """The text of a number, or of a yes or no of JSON; any other value as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return value
 
 
 def refuse_beside(row: Mapping[str, Any]) -> None:

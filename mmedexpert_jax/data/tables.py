@@ -185,7 +185,7 @@ def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 def _object(line: bytes) -> dict[str, Any] | str:
     try:
-        row = border.parse_json(line, "the row", limit=border.MAX_LINE)
+        row = border.parse_json(line, "the row", limit=border.MAX_LINE, nan=None)  # an empty cell of pandas
     except DataError as error:
         why = re.sub("^the row:? (is )?", "", str(error))
         return f"{why}; a line holds one whole object, other JSON is read from .json" if "not JSON" in why else why
@@ -210,7 +210,7 @@ def _json(place: Place, name: str, images: Sequence[str]) -> Values:
         return
     if len(content) > border.MAX_BYTES:
         raise DataError(f"{name} is longer than the {border.MAX_BYTES} bytes of JSON that are read; use JSON Lines")
-    value = border.parse_json(content, name)
+    value = border.parse_json(content, name, nan=None)
     if isinstance(value, dict) and value:
         arrays = [column for column in value.values() if isinstance(column, list)]
         if all(isinstance(column, dict) for column in value.values()):

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmedexpert_jax.config.presets import model_of
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch.held_out import first_and_last, paired_gain, table
 from mmedexpert_jax.medeval import result_tables
-from mmedexpert_jax.medeval.evaluate import Evaluation
+from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.medeval.result_tables import Rows
 from mmedexpert_jax.report import Figure
@@ -65,35 +66,66 @@ def _ends(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
 
 def compared_runs(folders: Sequence[Path]) -> Rows:
     """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
-    benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
-    found: dict[str, list[tuple[str, str, Evaluation]]] = {}
+    benchmark's first row on the items that both have, and their number; none of runs without."""
+    found: dict[str, list[tuple[str, str, Evaluation, str]]] = {}
     for folder in folders:
         summary = files.json_or_none(folder / "export" / "summary.json")
+        config = files.json_or_none(folder / "config.json")
         for benchmark, models in summary.items() if isinstance(summary, dict) else ():
             for name in models if isinstance(models, dict) else ():
                 path = rows_path(folder, benchmark, name)
                 if path.exists():
-                    found.setdefault(benchmark, []).append((str(folder), name, Evaluation.read(path)))
+                    read = Evaluation.read(path)
+                    found.setdefault(benchmark, []).append((str(folder), name, read, _scorer(read, config)))
     rows: Rows = []
     for benchmark, evaluations in found.items():
-        first = evaluations[0][2]
-        for run, model, evaluation in evaluations:
+        _, _, first, scorer = evaluations[0]
+        unlike = len({own for *_, own in evaluations}) > 1
+        for run, model, evaluation, own in evaluations:
             accuracy = evaluation.accuracy()
             row: dict[str, Any] = {"benchmark": benchmark, "run": run, "model": model, "number": str(accuracy["items"])}
-            row |= {"accuracy": result_tables.cell(accuracy)}
-            rows.append(row if evaluation is first else row | _over(first, evaluation))
+            row |= ({"scorer": own} if unlike else {}) | {"accuracy": result_tables.cell(accuracy)}
+            if own == scorer:
+                rows.append(row if evaluation is first else row | _over(first, evaluation))
+            elif all(scorer in answer.verdicts for answer in evaluation.rows):
+                over = _over(first, evaluation.under(scorer))
+                rows.append(row | over | {"gain": f"{over['gain']} under {scorer}"})
+            else:
+                rows.append(row | {"gain": f"none: {scorer} beside {own}"})
     return rows
 
 
+def _scorer(evaluation: Evaluation, config: Any) -> str:
+    """The name of the verdict in force."""
+    if any("judge" in row.verdicts for row in evaluation.rows):
+        return "judge"
+    return str(config.get("scorer") or "strict") if isinstance(config, dict) else "strict"
+
+
 def _over(first: Evaluation, second: Evaluation) -> dict[str, Any]:
-    """Cells of the paired gain, over the items of both; one whose key differs is another question under the same id."""
-    keys = {row.id: row.answer for row in first.rows}
-    same = [row for row in second.rows if keys.get(row.id) == row.answer]
-    ids = {row.id for row in same}
+    """Cells of the paired gain, over the items of both: those of one content, or, of files without it, of one id and
+    one key, since ids are often numbers of rows."""
+    known = all(row.item for row in (*first.rows, *second.rows))
+    before, after = _named(first, known), _named(second, known)
+    ids = {row.id for row in before} & {row.id for row in after}
     if not ids:
         return {"gain": "no item in common", "items of both": "0"}
-    kept = Evaluation(tuple(row for row in first.rows if row.id in ids))
-    return {"gain": paired_gain(kept, Evaluation(tuple(same))), "items of both": str(len(ids))}
+    kept, same = (Evaluation(tuple(row for row in rows if row.id in ids)) for rows in (before, after))
+    return {"gain": paired_gain(kept, same), "items of both": str(len(ids))}
+
+
+def _named(evaluation: Evaluation, known: bool) -> list[AnswerRow]:
+    """The rows with ids by what was asked; what was asked under several ids keeps them beside it."""
+    ids: dict[str, set[str]] = {}
+    for row in evaluation.rows:
+        ids.setdefault(row.item, set()).add(row.id)
+
+    def name(row: AnswerRow) -> str:
+        if not known:
+            return f"{row.id} {row.answer}"
+        return row.item if len(ids[row.item]) == 1 else f"{row.id} {row.item}"
+
+    return [replace(row, id=name(row)) for row in evaluation.rows]
 
 
 def sentence(rows: Rows) -> str:

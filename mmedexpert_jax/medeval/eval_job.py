@@ -28,6 +28,7 @@ from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
 from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
+from mmedexpert_jax.remote.protocol import host_of
 from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime import Run, files
 
@@ -123,6 +124,12 @@ def models(config: ConfigDict) -> list[Target]:
             raise ConfigError(f"config.top_k: {target.name} is an endpoint, which takes none; set 0, or use top_p")
         named[target.name] = target
     _refuse_one_file("models", named)
+    served = [target for target in named.values() if target.kind == "endpoint"]
+    owner = host_of(config.endpoint.url or (served[0].url if served else ""))
+    for target in served:  # a key is a secret between two
+        if target.key_env is None:
+            own = config.endpoint.key_env if host_of(target.url) == owner else ""
+            named[target.name] = replace(target, key_env=own)
     return list(named.values())
 
 

@@ -20,8 +20,10 @@ from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.remote import Request
 from mmedexpert_jax.remote.messages import estimate_tokens
+from mmedexpert_jax.remote.protocol import endpoint
 
 SAMPLE = 48  # questions whose prompts are counted for the estimate, at even distances
+ASKED = 200  # tokens of a judge's instructions
 ANSWER, TOKEN = 1000, 5  # bytes beside an answer's text, and of a token of it, both on the safe side
 RUNS_ON = {"jax": "the JAX engine", "transformers": "transformers"}
 
@@ -129,7 +131,7 @@ def _sum(config: ConfigDict, estimates: Sequence[tuple[Target, Workload]]) -> li
     if remote and (config.endpoint.price_input or config.endpoint.price_output):
         dollars = sum(each.prompt for each in remote) * config.endpoint.price_input
         dollars += sum(each.completion for each in remote) * config.endpoint.price_output
-        budget = f"budget ${config.endpoint.budget:g}" if config.endpoint.budget else "no budget set"
+        budget = _budget(config.endpoint.budget)
         lines.append(f"cost       at most about ${dollars / 1e6:,.2f} at the endpoint; {budget}")
     return lines
 
@@ -147,5 +149,16 @@ def _judge(config: ConfigDict, asked: Mapping[str, Sequence[Case]], number: int)
         return [missing] if criteria else []
     ungraded = [item for item in items if item.kind not in GRADED]
     wanted = len(ungraded) if config.judge.what != "open" else sum(item.kind == "open" for item in ungraded)
-    wanted += criteria
-    return [f"judge      {config.judge.model}: at most {wanted * number * config.num_samples:,} requests"]
+    requests = (wanted + criteria) * number * config.num_samples
+    lines = [f"judge      {config.judge.model}: at most {requests:,} requests"]
+    if items and (config.judge.price_input or config.judge.price_output):
+        texts = ["\n".join((item.question, *item.options, item.answer)) for item in items]
+        read = estimate_tokens(Request([{"role": "user", "content": "\n".join(texts)}])) / len(texts)
+        dollars = (read + config.max_new_tokens + ASKED) * config.judge.price_input
+        dollars += endpoint(config.judge).max_tokens * config.judge.price_output
+        lines.append(f"{'':11}at most about ${requests * dollars / 1e6:,.2f}, {_budget(config.judge.budget)}")
+    return lines
+
+
+def _budget(dollars: float) -> str:
+    return f"budget ${dollars:g}" if dollars else "no budget set"

@@ -1,5 +1,7 @@
 """Answers of one model to the items of a benchmark, judged: one row per answer, a summary with intervals."""
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,6 +58,7 @@ class AnswerRow:
     # where the answer is right or wrong
     grade: float | None = None
     measures: Mapping[str, float] = field(default_factory=dict)  # further figures of such an answer, by name
+    item: str = ""  # hash of what was asked (`content_of`), by which it is known under another id; "" in older files
 
     @property
     def value(self) -> float:
@@ -222,6 +225,7 @@ def judged(
     rows = []
     labels = {label: value for label, value in item.labels.items() if value}
     labels = labels | ({"paradigm": paradigm} if paradigm else {})
+    content = content_of(item)
     for sample, reply in enumerate(replies):
         row = AnswerRow(
             id=item.id,
@@ -235,9 +239,16 @@ def judged(
             labels=labels,
             first=first[sample].text if first else "",
             logprob=reply.logprob,
+            item=content,
         )
         rows.append(_graded(row, item, form) if item.kind in GRADED else _scored(row, item, form, scorer))
     return rows
+
+
+def content_of(item: Case) -> str:
+    """A hash of question, options, key and names of images: rows of a file that is sorted or cut anew keep it."""
+    images = [re.split(r"[/\s]", image.name)[-1] for image in item.images]
+    return hashlib.sha256(repr((item.question, item.options, item.answer, images)).encode()).hexdigest()[:16]
 
 
 def _scored(row: AnswerRow, item: Case, form: str, scorer: str) -> AnswerRow:

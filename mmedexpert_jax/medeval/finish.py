@@ -100,7 +100,8 @@ def benchmark_tables(
         if row["model"] in evaluations:
             total = kit_totals.of_halves(benchmark.name, evaluations[row["model"]].rows, judged)
             row |= {kit_totals.TITLE: total} if total else {}
-    tables = [Table(title, headline, result_tables.INTERVALS, drawn=("model", "micro"))]
+    note = f"{result_tables.INTERVALS} {_unlabelled(benchmark)}".strip()
+    tables = [Table(title, headline, note, drawn=("model", "micro"))]
     if not graded:
         tables.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked:
@@ -167,6 +168,13 @@ def _summaries(result: Result) -> dict[str, Any]:
         for name, evaluation in result.evaluations.items():
             summaries[name]["macro"] = evaluation.macro(labels[0]) | {"over": labels[0]}
     return summaries
+
+
+def _unlabelled(benchmark: Benchmark) -> str:
+    """A sentence on the items that the macro accuracy leaves out; "" where it holds all."""
+    label = benchmark.labels[0] if benchmark.labels else ""
+    count = sum(not item.labels.get(label) for item in benchmark.items) if label else 0
+    return f"{count} items without a {label} are in the micro accuracy alone." if count else ""
 
 
 def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) -> Rows:

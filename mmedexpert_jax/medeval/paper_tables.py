@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.data.benchmarks.registry import entry_parts, spec
 from mmedexpert_jax.medeval.controls import Control
 from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
@@ -45,6 +46,7 @@ class Line:
 def lines(table: PaperTable, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Line]:
     """Rows of one table; a measured model that none of its columns knows is left out."""
     found = [Line(name, size, PUBLISHED, _published(table, figures)) for (name, size), figures in table.rows.items()]
+    other = {column.heading for column in table.columns if _other(column, results)}
     for target in targets:
         cells = {
             column.heading: measured
@@ -60,7 +62,7 @@ def lines(table: PaperTable, results: Mapping[str, Result], targets: Sequence[Ta
             gaps = {
                 heading: {"difference": 100 * (measured["accuracy"] - printed[heading]["accuracy"])}
                 for heading, measured in cells.items()
-                if heading in printed
+                if heading in printed and heading not in other
             }
             found.append(Line(target.name, size, GAP, gaps))
     return found
@@ -73,14 +75,18 @@ def measured_tables(results: Mapping[str, Result], targets: Sequence[Target]) ->
 
 
 def partly(table: PaperTable, results: Mapping[str, Result]) -> str:
-    """The columns that are measured on another number of items than the published one; "" where none is."""
+    """The columns that are measured on another number of items than the published one, or on another version of the
+    benchmark; "" where none is."""
     found = {}
+    others = ", ".join(dict.fromkeys(filter(None, (_other(column, results) for column in table.columns))))
+    other = f"{others}: another version than the published one, without a gap." if others else ""
     for column in table.columns:
         if (result := _result(column, results)) is not None:
             wanted, have = result.benchmark.census.get("published_items"), len(result.benchmark.items)
             if wanted and wanted != have:
                 found[result.benchmark.title] = f"{result.benchmark.title} {have:,} of {wanted:,}"
-    return f"Not the whole benchmark was measured: {', '.join(found.values())} items." if found else ""
+    part = f"Not the whole benchmark was measured: {', '.join(found.values())} items." if found else ""
+    return f"{part} {other}".strip()
 
 
 def readable(table: PaperTable, rows: Sequence[Line]) -> Rows:
@@ -146,8 +152,24 @@ def _measured(column: Column, results: Mapping[str, Result], model: str) -> dict
 
 def _result(column: Column, results: Mapping[str, Result]) -> Result | None:
     """The benchmark of a column: the paper's version of it, or the first other one."""
+    return results.get(_key(column, results))
+
+
+def _key(column: Column, results: Mapping[str, Result]) -> str:
     versions = (key for key in results if key.startswith(f"{column.benchmark}:") and "@" not in key)
-    return results.get(column.benchmark) or results.get(next(versions, ""))
+    return next((key for key in _papers(column) if key in results), next(versions, ""))
+
+
+def _papers(column: Column) -> tuple[str, str]:
+    """The keys of the paper's version."""
+    name = entry_parts(column.benchmark)[0]
+    return column.benchmark, f"{column.benchmark}:{spec(name).subsets[0]}"
+
+
+def _other(column: Column, results: Mapping[str, Result]) -> str:
+    """The key of another version that stands in a column; "" where none does."""
+    key = _key(column, results)
+    return "" if key in _papers(column) else key
 
 
 def _head(line: Line) -> dict[str, str]:

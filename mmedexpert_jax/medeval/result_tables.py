@@ -16,6 +16,7 @@ INTERVALS = (
     "items with several answers have the bootstrap's alone."
 )
 _LATEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other signs in LaTeX's first fonts
 _LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
 
 
@@ -200,5 +201,6 @@ def _percent(share: float) -> str:
 
 def _tex(value: Any) -> str:
     figure, *intervals = ("".join(_LATEX.get(char, char) for char in part) for part in parts(value))
+    figure = "{}" + figure if figure.startswith(("[", "*")) else figure  # which a line's end before it would take
     small = (rf"\\{{\scriptsize {interval}}}" for interval in intervals)
     return rf"\shortstack{{{figure}{''.join(small)}}}" if intervals else figure

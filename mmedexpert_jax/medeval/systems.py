@@ -51,6 +51,8 @@ class Target:
     kind: str  # what runs it, one of KINDS
     model: str  # path, hub id, or the name that an endpoint serves it under
     url: str = ""  # of the endpoint; "" for config.endpoint.url
+    # environment variable with the endpoint's key; "" sends none, None: config.endpoint.key_env, if `url` has its host
+    key_env: str | None = None
     prompt: str = ""  # style of its own; "" where it has none
     folder: str = ""  # of the hub repository `model`, where its checkpoint is not at the top
     # name and size of the published row that it stands beside; None where there is none
@@ -59,7 +61,7 @@ class Target:
 
 def parse(entry: str, url: str = "") -> Target:
     """A model from `[name=]model`: a path or hub id for the JAX engine; "system:NAME[/FOLDER]" for a row of the
-    registry; "endpoint:MODEL[@URL]"; "transformers:PATH".
+    registry; "endpoint:MODEL[@URL[#KEY_ENV]]"; "transformers:PATH".
 
     Args:
         entry: as above.
@@ -83,10 +85,11 @@ def parse(entry: str, url: str = "") -> Target:
         runs = "endpoint" if url and system.served else system.kind
         title = f"{system.title} {system.size} {folder}".strip()
         row = system.row if name in SYSTEMS else None
-        return Target(named or title, runs, system.model, url, system.prompt, folder, row)
+        return Target(named or title, runs, system.model, url, None, system.prompt, folder, row)
     if kind == "endpoint":
         model, place = _at(rest)
-        return Target(named or model, "endpoint", model, place or url, row=_row(named))
+        place, mark, key = place.partition("#")
+        return Target(named or model, "endpoint", model, place or url, key if mark else None, row=_row(named))
     if kind == "transformers":
         return Target(named or rest, "transformers", rest, row=_row(named))
     return Target(named or spec, "jax", spec, row=_row(named))

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from mmedexpert_jax import privacy
+from mmedexpert_jax import border, privacy
 from mmedexpert_jax.data import columns
 from mmedexpert_jax.data.case import SPECIALTIES, SPLITS
 from mmedexpert_jax.data.columns import IMAGES, TEXT, TEXTS
@@ -81,7 +81,7 @@ class Built:
             kind=case.asks,
             case_id=case.id,
             trace_id=trace.id,
-            teacher=trace.teacher,
+            teacher=border.passed_on(trace.teacher),
             review=self.review,
             flags=[*case.flags, *trace.check.flags],
         )
@@ -122,8 +122,8 @@ def choose(
 
 def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[str, list[Built]]:
     """The splits, by a seeded hash of the case within each specialty: all traces of a case and all questions on one
-    vignette or one image stay together, and a case alone keeps its place in the hash's order when others are added. A
-    specialty of one case gives it to train."""
+    vignette, image or patient stay together, and a case alone keeps its place in the hash's order when others are
+    added. A specialty of one case gives it to train."""
     group = _groups({one.trace.case.id: one.trace.case for one in built})
     splits: dict[str, list[Built]] = {name: [] for name in SPLITS}
     known: dict[str, str] = {}  # split by vignette, which questions of several specialties may share
@@ -145,13 +145,16 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
 
 
 def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
-    """By id the name of the group that a case stays together with: of those on its vignette, or with an image of its
-    own. What more share than questions are asked about a patient joins none: an introduction, an empty picture."""
+    """By id the name of the group that a case stays together with: of those on its vignette, with an image of its own,
+    or of its patient, where the source tells several apart. What more share than questions are asked about a patient
+    joins none: an introduction, an empty picture."""
     vignettes = {id: _vignette(case) for id, case in cases.items()}
     asked = Counter(vignettes.values())
     group = {id: text if asked[text] <= QUESTIONS else f"id {id}" for id, text in vignettes.items()}
     shown: dict[str, list[str]] = {}
+    people: dict[str, list[str]] = {}
     for id, case in cases.items():
+        people.setdefault(case.person, []).append(id)
         for sha in {picture.sha256 for picture in case.images}:
             shown.setdefault(sha, []).append(id)
     joined: dict[str, str] = {}  # name of a group -> that of another that it belongs to
@@ -161,7 +164,8 @@ def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
             name = joined[name]
         return name
 
-    for ids in (ids for ids in shown.values() if len(ids) <= QUESTIONS):
+    people = {person: ids for person, ids in people.items() if person and len(people) > 1}
+    for ids in (*(ids for ids in shown.values() if len(ids) <= QUESTIONS), *people.values()):
         first = whole(group[ids[0]])
         joined |= dict.fromkeys({whole(group[id]) for id in ids} - {first}, first)
     return {id: whole(name) for id, name in group.items()}

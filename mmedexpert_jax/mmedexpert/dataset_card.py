@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmedexpert_jax import __version__
+from mmedexpert_jax import __version__, border
 from mmedexpert_jax.data.case import PARADIGMS, SPECIALTIES
 from mmedexpert_jax.mmedexpert import decontamination, exemplars, teacher_prompts
 from mmedexpert_jax.mmedexpert.dataset_build import COLUMNS, Built
@@ -35,7 +35,7 @@ def manifest(
         "rows": {name: counts(built) for name, built in splits.items()},
         "sources": dict(sorted(facts["sources"].items())),
         "compared": dict(sorted(facts["compared"].items())),
-        "teacher": settings.teacher,
+        "teacher": border.passed_on(settings.teacher),
         "prompts": teacher_prompts.version(settings.style, settings.words),
         "exemplars": exemplars.VERSION,
         "candidates": settings.candidates,

@@ -21,6 +21,7 @@ RENAMED = {"kind": "asks", "subspecialty": "task"}
 KEYS = (
     *("id", "source", "source_id", "split", "licence", "redistributable", "question", "options", "answer", "images"),
     *("step", "kind", "specialty", "specialty_by", "subspecialty", "paradigms", "field", "explanation", "flags"),
+    "person",
 )
 TRACE_COLUMNS = "t.id, case_id, paradigm, text, response, teacher, sample, request, stage1, judge"
 SCHEMA = """

@@ -32,6 +32,7 @@ class RawCase(Case):
     field: str = ""  # what the source says about the field of medicine or body system; ""
     # the source's own discussion; it tells the key and never enters a teacher's prompt. For judges and reviewers.
     explanation: str = ""
+    person: str = ""  # a hash of the patient's number in the source, whose cases stay in one split; "" for none
     # remarks that did not reject it, e.g. "mentions-picture", "negative-stem", "repaired:options-in-question".
     flags: tuple[str, ...] = ()
 

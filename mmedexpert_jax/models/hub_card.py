@@ -49,9 +49,8 @@ def training_of(run: Path) -> str:
 
 
 def _passed_on(path: str) -> str:
-    """A path as strangers may read it: of a place on this machine the last name alone; a hub id as it is."""
-    local = path.startswith(("~", ".")) or Path(path).is_absolute() or Path(path).exists() or path.count("/") > 1
-    return Path(path).name if local and "://" not in path else path
+    """A path as strangers may read it; what may be one of another machine, too, is cut."""
+    return Path(path).name if path.count("/") > 1 and "://" not in path else border.passed_on(path)
 
 
 def model_card(config: ModelConfig, dtype: str, origin: str = "", about: str = "") -> str:

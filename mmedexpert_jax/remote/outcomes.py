@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")  # fields of a messa
 MASK = "***"
 SECRET_LENGTH = 8  # shorter "keys" are placeholders ("EMPTY", "none"), which may well stand in an answer's text
 MOST_TOKENS = 10**9  # of one attempt; a count above it is no count
+EPOCH = 10**9  # seconds from which on a Retry-After counts from 1970
 DETAIL = 300  # characters kept of what a server says
 _QUOTA = re.compile(
     r"insufficient[_ ](?:quota|balance|funds|credits?)|billing_(?:hard_limit_reached|not_active)|access_terminated|"
@@ -28,6 +30,7 @@ _QUOTA = re.compile(
     re.I,
 )
 _WRONG_KEY = re.compile(r"(?:invalid|incorrect|wrong) api[ _-]?key|api[ _-]?key (?:is )?(?:not valid|invalid)", re.I)
+_TOO_LARGE = re.compile(r"request too large|must be reduced", re.I)  # which no wait makes smaller
 _FILTERED = re.compile(
     r"content[ _-]?(?:filter|policy|management)|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|"
     r"(?:inappropriate|sensitive) (?:content|words?)|content exists risk|敏感|guardrail|"
@@ -172,6 +175,8 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
         return Outcome("quota", detail)
     if _is_filtered(status, headers, code, own, error, content):
         return Outcome("answered", detail, reply=EndpointReply("", finish="content_filter"), usage=Usage())
+    if status == 429 and _TOO_LARGE.search(own):
+        return Outcome("rejected", detail)
     if status == 429:
         return Outcome("rate-limit", detail, retry_after(headers))
     if status in (408, 409, 425, 499) or status >= 500:
@@ -372,7 +377,8 @@ def _seconds(text: str) -> float | None:
     HTTP or ISO 8601, in UTC where it names no zone."""
     numbers = [_finite(part) for part in text.split(",")]
     if all(number is not None for number in numbers):
-        return max(number for number in numbers if number is not None)
+        longest = max(number for number in numbers if number is not None)
+        return longest if longest < EPOCH else max(0.0, longest - time.time())
     if _DURATION.sub("", text).strip() == "":
         return _span(text)
     from datetime import UTC, datetime

@@ -60,7 +60,7 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port, for messages and histories."""
-        return urlsplit(self.url).netloc
+        return host_of(self.url)
 
     def key(self) -> str:
         """The key from the environment; "" where none is wanted. Raises ConfigError where it is missing."""
@@ -78,6 +78,14 @@ class Endpoint:
         fresh = usage.prompt - usage.cached
         dollars = fresh * self.price_input + usage.cached * cached + usage.completion * self.price_output
         return factor * dollars / 1e6
+
+
+def host_of(url: str) -> str:
+    """Host and port of an address; "" of none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def endpoint(group: Any, **own: Any) -> Endpoint:

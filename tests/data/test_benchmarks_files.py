@@ -433,6 +433,23 @@ def test_gmai_of_vlmevalkits_local_copy_names_image_files(tmp_path):
     assert benchmarks.load("gmai_mmbench", tmp_path).items[0].images[0].open() == png(5)
 
 
+@pytest.mark.parametrize("name", ["my_subset.tsv", "GMAI_mm_bench_VAL_subset.tsv", "val.TSV"])
+def test_one_table_by_its_path_is_the_benchmark_whatever_its_name(tmp_path, name):
+    row = dict(zip(GMAI, cells(0), strict=True)) | {"image_path": "images/0.jpg"}
+    del row["image"]
+    write(tmp_path / "images" / "0.jpg", png(5))
+    write(tmp_path / name, "\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    assert benchmarks.load("gmai_mmbench", tmp_path / name).items[0].images[0].open() == png(5)
+    with pytest.raises(DataError, match=r"holds no GMAI.* under that name$"):
+        benchmarks.load("gmai_mmbench", tmp_path)
+
+
+@pytest.mark.parametrize(("benchmark", "name"), [("gmai_mmbench", "train.tsv"), ("medqa", "part.jsonl")])
+def test_a_table_that_may_be_another_split_or_subset_is_not_guessed(tmp_path, benchmark, name):
+    gmai(tmp_path / name, cells(0))
+    refused(benchmark, tmp_path / name, "holds no", "under that name")
+
+
 def test_a_broken_row_of_gmai_is_named(tmp_path):
     rows = [cells(0), cells(1, answer="D"), cells(2, B=""), cells(3)[:-1], cells(4, answer="")]
     gmai(tmp_path / "GMAI_mm_bench_VAL.tsv", *rows)

@@ -59,6 +59,13 @@ def test_words_count_without_case_and_punctuation():
     assert c.find([document([text])], tests).pairs[0].containment == 1.0
 
 
+def test_soft_hyphens_and_the_ends_of_lines_part_no_words():
+    text = "A man with hypertension, hyperkalaemia and a beta-blocker"
+    parted = "A man with hyper\u00adten\u00adsion, hyper-\nkalaemia and a be\u200bta-blocker"
+    assert c.words_in(parted) == c.words_in(text)
+    assert c.words_in("A dose of 3-\n5 mg; no -\nnone") == ("a", "dose", "of", "3", "5", "mg", "no", "none")
+
+
 def test_the_stem_that_all_questions_share_does_not_count():
     stem = "Which of the following is the most likely diagnosis in this patient given these findings alone today?"
     assert c.without_last_question(f"A man coughs. {stem}") == "A man coughs."

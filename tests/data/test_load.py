@@ -242,6 +242,17 @@ def test_hostile_json_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_nan_in_json_is_an_empty_cell_as_pandas_writes_it(tmp_path, name):
+    rows = [ROW | {"id": str(i), "age": float("nan"), "task": float("nan")} for i in range(2)]
+    text = json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(text)
+    assert [case.columns.get("age") for case in load_cases(tmp_path / name, "train")] == [None, None]
+    (tmp_path / name).write_text(text.replace("NaN", "Infinity"))
+    with pytest.raises(DataError, match="Infinity is no finite number"):
+        load_cases(tmp_path / name, "train")
+
+
 def test_other_keys_are_named_once_and_reach_the_rewards(tmp_path, caplog):
     rows = [ROW | {"id": str(i), "difficulty": i, "source": "own"} for i in range(3)]
     cases = load_cases(_write(tmp_path, *rows), "train")

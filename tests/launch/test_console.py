@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ import pytest
 import mmedexpert_jax
 from mmedexpert_jax import errors
 from mmedexpert_jax.config import job_config as configs
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.launch import cli, console
+from mmedexpert_jax.launch.closing import compared_runs
 from mmedexpert_jax.medeval import AnswerRow, Evaluation
+from mmedexpert_jax.medeval.evaluate import judged
 from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import Run
 
 ROOT = Path(__file__).parents[2]
@@ -241,6 +246,30 @@ def test_evaluations_of_other_cases_are_compared_over_those_that_are_the_same(tm
     (tmp_path / "b" / "export" / "rows" / "mine" / "model.jsonl").write_text("{}")
     assert console.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 3
     assert "not the rows of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scorers", [("strict", "strict"), ("strict", "medevalkit"), ("medxpertqa", "strict")])
+def test_items_are_paired_by_content_under_one_scorer(scorers, tmp_path):
+    """One model's answers to a file and to the file sorted anew, so that other questions have the numbers as ids."""
+    asked = [Case("", f"Which is {n}?", ("gout", "lupus", "sepsis", "asthma"), "ABCD"[n % 4]) for n in range(40)]
+    asked += [Case("", "And here?", ("gout", "lupus"), "A") for _ in range(2)]  # which nothing tells apart
+    for name, scorer, order in (("a", scorers[0], asked), ("b", scorers[1], asked[::-1])):
+        with Run.open(tmp_path / name, {"job": "evaluate", "scorer": scorer}) as run:
+            run.finish({})
+        items = [replace(item, id=str(n)) for n, item in enumerate(order)]
+        replies = [Reply("" if item.answer == "B" else f"<answer>{item.answer}</answer>", 1, False) for item in items]
+        made = [judged(item, [reply], scorer=scorer) for item, reply in zip(items, replies, strict=True)]
+        path = rows_path(tmp_path / name, "mine", "model")
+        path.parent.mkdir(parents=True)
+        Evaluation(tuple(row for rows in made for row in rows)).write(path)
+        (tmp_path / name / "export" / "summary.json").write_text(json.dumps({"mine": {"model": {}}}))
+    first, second = compared_runs([tmp_path / "a", tmp_path / "b"])
+    if scorers[0] == "medxpertqa":
+        assert second["gain"] == "none: medxpertqa beside strict"
+        return
+    gain = str(second["gain"])
+    assert gain.startswith("+0.0 [+0.0, +0.0]") and second["items of both"] == "40"
+    assert gain.endswith(" under strict") == (scorers[0] != scorers[1]) == ("scorer" in first)
 
 
 def test_a_folder_that_is_gone_and_a_config_that_is_damaged_are_named(tmp_path, monkeypatch, capsys):

@@ -48,7 +48,10 @@ def test_stored_answers_the_judge_and_shares_are_named(tmp_path, source):
     assert f"{len('run/answers')} lines of answers are stored" in planned(tmp_path, source)
     text = planned(tmp_path, source, processes=2, **{"judge.model": "j", "judge.what": "all"})
     assert f"{len('answers')} lines of answers are stored" in text and "1/2 of them by each process" in text
-    assert "judge      j: at most 6 requests" in text
+    assert "judge      j: at most 6 requests" in text and "$" not in text
+    priced = {"judge.url": "http://127.0.0.1:9/v1", "judge.price_output": 10.0, "judge.budget": 2.0}
+    text = planned(tmp_path, source, **{"judge.model": "j", "judge.what": "all"} | priced)
+    assert "at most about $0.12, budget $2" in text  # 6 replies of 2,048 tokens at $10 a million
 
 
 def test_controls_are_counted_and_an_unknown_one_is_refused(tmp_path, source):

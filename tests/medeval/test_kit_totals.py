@@ -56,6 +56,18 @@ def test_it_stands_beside_ours_in_the_headline():
     assert headline[0]["micro"].value == pytest.approx(0.6) and headline[0]["MedEvalKit's total"] == "30.0"
 
 
+def test_items_that_the_macro_accuracy_leaves_out_are_counted():
+    items = [Case(str(n), "q", (), "x", benchmark="mine", labels={"part": "ab "[n % 3].strip()}) for n in range(9)]
+    made = [AnswerRow(item.id, 0, "x", "x", "x", True, 1, False, item.labels) for item in items]
+    evaluation = Evaluation(tuple(made))
+    result = Result(
+        Benchmark("mine", "Mine", items, {"part": {"a": "A", "b": "B"}}, count("mine", items, 9, (), (), {})),
+        {"m": evaluation},
+    )
+    table = benchmark_tables(result, {"m": evaluation.summary() | {"macro": evaluation.macro("part")}})[0]
+    assert table.note.endswith("3 items without a part are in the micro accuracy alone.")
+
+
 def test_healthbench_is_pooled_over_its_three_files():
     def part(grades):
         return {

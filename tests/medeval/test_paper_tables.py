@@ -100,6 +100,8 @@ def test_formats(results):
     )
     assert float(parsed[9]["Total bootstrap low"]) == pytest.approx(10, abs=1) and parsed[8]["Total wilson low"] == ""
     assert r"\textasciitilde{}/x\textasciicircum{}2 \\" in result_tables.latex([{"model": "~/x^2"}])
+    tall = result_tables.latex([{"model": "a"}, {"model": "[b] <c>|"}, {"model": "*d*"}])
+    assert "\n{}[b] \\textless{}c\\textgreater{}\\textbar{} " in tall and "\n{}*d* " in tall
     text = result_tables.latex(rows, "Table 1: 5 % & more")
     assert (
         r"\shortstack{40.0\\{\scriptsize [16.8, 68.7]}\\{\scriptsize (10.0, 70.0)}}" in text
@@ -128,6 +130,14 @@ def test_a_version_of_a_benchmark_fills_its_column(results):
     other = {"medxpertqa_mm:other": results["medxpertqa_mm"], "medxpertqa_mm@dev": results["medxpertqa_mm"]}
     assert lines(MAIN, other, TARGETS)[9].cells["Total"]["items"] == 10
     assert len(lines(MAIN, {"medxpertqa_mm@dev": results["medxpertqa_mm"]}, TARGETS)) == 9
+
+
+@pytest.mark.parametrize(("key", "gap"), [("pmc_vqa", True), ("pmc_vqa:v2", True), ("pmc_vqa:v1_clean", False)])
+def test_only_the_papers_version_of_a_benchmark_has_a_gap_to_it(results, key, gap):
+    under = {key: results["medxpertqa_mm"]}
+    by_source = {line.source: line.cells for line in lines(MAIN, under, TARGETS) if line.model == "Lingshu 7B"}
+    assert "PMC-VQA" in by_source["measured"] and ("PMC-VQA" in by_source["gap to published"]) == gap
+    assert partly(MAIN, under) == ("" if gap else f"{key}: another version than the published one, without a gap.")
 
 
 def test_every_system_is_a_published_row_with_a_prompt_that_exists():

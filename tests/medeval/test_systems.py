@@ -16,6 +16,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.medeval import scoring
 from mmedexpert_jax.medeval.backends.choose import open_backend
+from mmedexpert_jax.medeval.eval_job import models
 from mmedexpert_jax.medeval.prompt_styles import build
 from mmedexpert_jax.medeval.systems import NEWER, SYSTEMS, parse
 from mmedexpert_jax.models import Model, ModelConfig, load_processor, save_pretrained
@@ -104,6 +105,25 @@ def test_a_system_of_llavas_family_answers_as_transformers_does(name, tmp_path, 
 
 def _shown(part: dict) -> dict:
     return {**part, "image": PICTURE} if part["type"] == "image" else part
+
+
+FIRST, SECOND = "endpoint:gpt@https://a.example/v1", "own=endpoint:m@http://b.example:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "compare", "keys"),
+    [
+        ("", FIRST, (SECOND,), ["KEY", ""]),
+        ("", "mini", (FIRST, SECOND), [None, "KEY", ""]),
+        ("", FIRST, (f"{SECOND}#OTHER", f"same={FIRST}"), ["KEY", "OTHER", "KEY"]),
+        ("http://b.example:8000/v1", FIRST, (SECOND, "endpoint:third"), ["", "KEY", "KEY"]),
+        ("", f"{FIRST}#", (), [""]),
+    ],
+)
+def test_a_key_goes_to_one_host_alone(url, path, compare, keys):
+    fields = {"endpoint.url": url, "endpoint.key_env": "KEY", "model.path": path, "compare": compare}
+    found = models(load_config("configs/evaluate.py", fields))
+    assert [target.key_env for target in found] == keys and not any("#" in target.url for target in found)
 
 
 def test_every_system_is_in_one_of_the_layouts():

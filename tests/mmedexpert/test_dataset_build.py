@@ -14,8 +14,9 @@ from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace, held
 STEM = "A 67-year-old woman has had a fever, a cough and confusion for two days, patient {}. "
 
 
-def built(id, question, specialty="AM", paradigm="bayesian", images=()):
-    case = SimpleNamespace(id=id, question=question, images=[SimpleNamespace(sha256=image) for image in images])
+def built(id, question, specialty="AM", paradigm="bayesian", images=(), person=""):
+    pictures = [SimpleNamespace(sha256=image) for image in images]
+    case = SimpleNamespace(id=id, question=question, images=pictures, person=person)
     return Built(SimpleNamespace(case=case, specialty=specialty, id=f"{id}.{paradigm}", paradigm=paradigm), "", "none")
 
 
@@ -91,6 +92,16 @@ def test_questions_about_one_image_are_in_one_split(seed):
     found = places(split(rows, 0.1, 0.2, seed))
     assert all(found[f"case-{image}-0"] == found[f"case-{image}-1"] for image in range(40))
     assert set(found.values()) == {"train", "dev", "test"}  # a picture that all share joins none
+
+
+def test_cases_of_one_patient_are_in_one_split_and_a_column_that_tells_none_apart_joins_none():
+    def rows(people):
+        return [built(f"case-{i}", f"What is {i} times 2?", ("AM", "BS")[i % 2], person=people[i]) for i in range(60)]
+
+    found = places(split(rows([str(i // 3) for i in range(60)]), 0.1, 0.2, 0))
+    assert all(len({found[f"case-{i}"] for i in range(at, at + 3)}) == 1 for at in range(0, 60, 3))
+    assert set(found.values()) == {"train", "dev", "test"}
+    assert places(split(rows(["1"] * 60), 0.1, 0.2, 0)) == places(split(rows([""] * 60), 0.1, 0.2, 0))
 
 
 def test_vignettes_and_images_join_in_a_chain_and_cases_without_either_stay_where_they_were():

@@ -22,7 +22,7 @@ from mmedexpert_jax.launch.job_plan import describe
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.mmedexpert import dataset_build, dataset_job, filters
 from mmedexpert_jax.mmedexpert.factory_store import FILE, Store
-from mmedexpert_jax.mmedexpert.record import RawCase
+from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
 from mmedexpert_jax.remote import Answers
 from tests.mmedexpert.fake_teacher import answer
 from tests.remote.loopback import FAULTS, Loopback, Misbehaviour
@@ -539,6 +539,21 @@ def test_a_row_that_may_identify_a_person_is_known_by_its_texts(question, trace,
     case = RawCase("x-1", question, ("gout", "sepsis"), "A", redistributable=True, flags=("identifying:name",))
     one = dataset_build.Built(SimpleNamespace(case=case), trace, "none")
     assert dataset_build.identifies(one) == named
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        ("/home/dr.smith/st-mary/model", "model"),
+        ("~/m", "m"),
+        ("Qwen/Qwen2-VL-2B", "Qwen/Qwen2-VL-2B"),
+        ("a/b/c", "a/b/c"),
+    ],
+)
+def test_a_row_names_its_teacher_and_no_place_of_this_machine(teacher, told):
+    case = RawCase("x-1", "What is it?", ("gout", "sepsis"), "A", "AM")
+    trace = Trace("t", case, "analytical", "(1) x.", "", teacher, 0, "r", Check(True, "A"))
+    assert dataset_build.Built(trace, "(1) x.", "none").row()["teacher"] == told
 
 
 @pytest.mark.slow

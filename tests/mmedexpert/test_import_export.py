@@ -143,10 +143,18 @@ def test_an_export_of_label_studio(stores, tmp_path):
     assert [e.seconds for e in since(stores[0])] == [4.2] * 3
 
 
+@pytest.mark.parametrize("change", [("\n", "\r\n"), (". ", ".  "), (" ", "\u00a0")])
+def test_spaces_of_a_tools_own_are_no_edit(stores, tmp_path, change):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([label_studio_export(IDS[0], "accept", f" {TRACE.replace(*change)}\n")]))
+    import_export.take_in(stores[0], TRACES, label_studio.read(path, {}), "label_studio")
+    assert review.verdicts(stores[0])[IDS[0]].kind == "accept"
+
+
 def test_an_annotator_is_known_by_number_and_address_alike(tmp_path):
     path = tmp_path / "export.json"
     path.write_text(json.dumps([label_studio_export(IDS[0], "accept", TRACE)]))
-    for names in ({"1": "anna"}, {"anna@clinic.example": "anna"}):
+    for names in ({"1": "anna"}, {"anna@clinic.example": "anna"}, {"Anna@Clinic.Example": "anna"}):
         assert [opinion.reviewer for opinion in label_studio.read(path, names)] == ["anna"]
 
 

@@ -1,8 +1,11 @@
 """Questions with a reference answer and no options, through collection, prompt, filter and review."""
 
+import json
+
 import pytest
 
 from mmedexpert_jax.data.case import PARADIGMS
+from mmedexpert_jax.data.case_files import load_cases
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.mmedexpert import filters, funnel, teacher_prompts, trace_synthesis
 from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
@@ -54,6 +57,22 @@ def test_rows_without_options_are_collected(tmp_path):
     assert [(one.question, one.options, one.answer, one.answer_text) for one in found.records] == [
         ("What is it?", (), "Gout", "Gout")
     ]
+
+
+def test_numbers_signs_and_yes_or_no_are_open_answers_and_a_lone_letter_is_none(tmp_path):
+    answers = [3, 2.5, 4.0, "7", "肝", "K", True, False, "B", "j"]
+    rows = [json.dumps({"question": f"How many of {n}?", "answer": answer}) for n, answer in enumerate(answers)]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    found = collect([str(tmp_path / "own.jsonl")])
+    assert [one.answer for one in found.records] == ["3", "2.5", "4", "7", "肝", "K", "yes", "no"]
+    assert [(row["row"], "no options for the answer" in row["detail"]) for row in found.rejected] == [
+        (9, True),
+        (10, True),
+    ]
+    rows = [json.dumps(json.loads(row) | {"id": str(n)}) for n, row in enumerate(rows[:8])]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    read = load_cases(tmp_path / "own.jsonl", "train")
+    assert [one.answer for one in read] == [one.answer for one in found.records]
 
 
 def test_candidates_of_open_questions_are_counted_and_luck_finds_no_words():

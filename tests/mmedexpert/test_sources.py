@@ -175,6 +175,29 @@ def test_medxpertqa_dev_with_options_in_the_text_and_images(tmp_path):
     assert second.id == first.id
 
 
+def test_a_key_that_is_several_is_refused_in_every_shape(tmp_path):
+    pairs = [{"key": letter, "value": text} for letter, text in OPTIONS.items()]
+    rows = [
+        {"question": IN_TEXT, "label": ["D"]},
+        {"question": QUESTION, "options": pairs, "answer": ["Nitrofurantoin"]},
+        {"question": QUESTION, "options": OPTIONS, "label": ["D"], "medical_task": "Treatment"},
+        PLAIN | {"answer": ["B"]},
+    ]
+    several = [row | {key: [*row[key], "A"] for key in ("label", "answer") if key in row} for row in rows]
+    found = collect([write(tmp_path / "raw.jsonl", [*rows, *several])])
+    assert len(found.records) == 4 and [row["row"] for row in found.rejected] == [5, 6, 7, 8]
+    assert all("2 right answers" in row["detail"] for row in found.rejected[:3])
+
+
+def test_patients_are_known_by_their_numbers_and_never_by_name(tmp_path):
+    told = [{"patient_id": 12}, {"PatientID": "12"}, {"subject_id": 12.0}, {"mrn": "X-7"}]
+    none = [{}, {"patient": "a man of 40"}, {"subject": "anatomy"}, {"patient_id": None}, {"patient_id": 0}]
+    rows = [PLAIN | row | {"question": f"{PLAIN['question']} {n}?"} for n, row in enumerate([*told, *none])]
+    people = [one.person for one in collect([write(tmp_path / "raw.jsonl", rows)]).records]
+    assert people[0] == people[1] == people[2] != people[3] and "" not in people[:4] and set(people[4:]) == {""}
+    assert not any(person == "12" or "X-7" in person for person in people)
+
+
 def test_medvlthinker(tmp_path):
     row = {
         "images": [{"bytes": None, "path": "a.png"}],

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -28,6 +29,18 @@ def completion(**message) -> bytes:
     ("status", "content", "outcome"),
     [
         (429, body(message="slow down", code="rate_limit_exceeded"), "rate-limit"),
+        (
+            429,
+            body(message="Rate limit reached on tokens: Limit 3, Used 2, Requested 2. Try later"),
+            "rate-limit",
+        ),
+        (429, body(message="This request would exceed your organization's rate limit of 40,000 tokens"), "rate-limit"),
+        (
+            429,
+            body(message="Request too large for x: Limit 3, Requested 4", code="rate_limit_exceeded"),
+            "rejected",
+        ),
+        (429, body(message="Limit 3, Requested 4. The input or output tokens must be reduced."), "rejected"),
         (429, body(message="pay", type="insufficient_quota"), "quota"),
         (402, b"payment required", "quota"),
         (401, body(message="wrong key", code="invalid_api_key"), "refused"),
@@ -280,6 +293,8 @@ def test_the_servers_wish_for_a_wait():
     assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
     assert 27 < retry_after({"retry-after": later}) <= 30
     assert retry_after({"retry-after": "soon"}) is None
+    assert 27 < retry_after({"retry-after": f"{time.time() + 30:.0f}"}) <= 31
+    assert retry_after({"retry-after": "1767225600"}) == 0 and retry_after({"retry-after": "86400"}) == 86400
     assert retry_after({"retry-after": "5, 120"}) == 120
     assert retry_after({"retry-after": "1m30s"}) == 90
     for date in (

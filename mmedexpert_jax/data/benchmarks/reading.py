@@ -71,7 +71,9 @@ def reader(
 
     def read(found: Files, split: str, subset: str) -> Iterable[rows.Row]:
         wanted = paths(split, subset)
-        every = rows.read(found.one(*wanted), images) if file else rows.read_all(found.need(*wanted), images)
+        alone = None if facts.get("subsets") else found.alone(split)  # a name may tell the subset
+        parts = [alone or found.one(*wanted)] if alone or file else found.need(*wanted)
+        every = rows.read_all(parts, images)
         return (row for row in every if row.problem or keep(row, split, subset))
 
     def read_by(item: Reader) -> Spec:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from mmedexpert_jax import border
 from mmedexpert_jax.border import one_line
 from mmedexpert_jax.data import tables
-from mmedexpert_jax.data.tables import InFolder
+from mmedexpert_jax.data.tables import SUFFIXES, InFolder
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.processing.images import ImageRef
 
@@ -135,8 +135,15 @@ class Files:
         some = border.listing(held, 5) or "nothing"
         wanted = self.expects or " or ".join(patterns)
         raise DataError(
-            f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}{self._packed}"
+            f"{self.name} holds no {' or '.join(patterns)} (but {some}); give the place with {wanted}, under that name"
+            f"{self._packed}"
         )
+
+    def alone(self, split: str) -> tuple[str, Entry] | None:
+        """The entry of a source that is one table, of whatever name that speaks of no other split; None of others."""
+        word = re.search("train|dev|val|test", self.root.stem.lower())
+        known = self.root.suffix.lower() in SUFFIXES and self.root.is_file() and (not word or split.startswith(word[0]))
+        return (self.root.name, InFolder(self.root)) if known else None
 
     def one(self, *patterns: str) -> tuple[str, Entry]:
         """The entry that `need` finds with the shortest path."""
@@ -148,6 +155,8 @@ class Files:
         wanted = _composed(re.sub(r"^(?:\.{0,2}/)+", "", path.strip().replace("\\", "/")))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
         found = [(name, entry) for name, entry in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
+        if not found and self.root.is_file() and (beside := self.root.parent / wanted).is_file():
+            return ImageRef(wanted, InFolder(beside))
         if not found:
             raise MissingImage(f"{where}: no image {path!r}{self._packed}")
         if not self._are_alike(tuple(entry for _, entry in found)):

@@ -71,9 +71,11 @@ def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Bac
 
     if not target.url:
         raise ConfigError(f"{target.name} is asked through an endpoint: set config.endpoint.url, or name MODEL@URL")
+    key_env = config.endpoint.key_env if target.key_env is None else target.key_env
     asked = endpoint(
         config.endpoint,
         url=target.url,
+        key_env=key_env,
         model=target.model,
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,

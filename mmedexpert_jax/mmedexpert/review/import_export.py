@@ -85,7 +85,7 @@ def _value(trace: Trace, opinion: Opinion) -> tuple[dict[str, Any], str]:
         return {}, "unknown reason code"
     kind, text = opinion.kind, (opinion.text or "").strip()
     if kind != "reject":
-        kind = "edit" if text and text != trace.text.strip() else "accept"
+        kind = "edit" if text and text.split() != trace.text.split() else "accept"  # tools set spaces of their own
     if kind == "accept" and opinion.kind == "edit":
         return {}, "an edit that changes nothing"
     if kind == "edit" and problems(trace, text):

@@ -141,7 +141,8 @@ def _opinion(trace_id: str, annotation: Mapping[str, Any], names: Mapping[str, s
     author = annotation.get("completed_by")
     called = [author.get("email"), author.get("id")] if isinstance(author, dict) else [author]
     author = next((name for name in called if name), None)
-    ours = next((names[str(name)] for name in called if str(name) in names), None)
+    folded = {theirs.casefold(): name for theirs, name in names.items()}  # addresses are written in any case
+    ours = next((folded[str(name).casefold()] for name in called if str(name).casefold() in folded), None)
     reviewer = annotation.get("reviewer") or f"label-studio:{author}{other}"
     verdict = _list(by_name.get("verdict"))
     return Opinion(

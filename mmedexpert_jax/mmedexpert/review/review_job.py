@@ -182,7 +182,11 @@ def _import(config: ConfigDict, opened: Opened) -> None:
         counts: Mapping[str, int] = import_export.read_trail(opened.store, path)
     else:
         read = {"label_studio": label_studio.read, "argilla": argilla.read}[tool]
-        counts = import_export.take_in(opened.store, opened.traces, list(read(path, names)), tool)
+        opinions = list(read(path, names))
+        counts = import_export.take_in(opened.store, opened.traces, opinions, tool)
+        nobody = sorted(set(names.values()) - {opinion.reviewer for opinion in opinions})
+        if nobody:
+            print(f"config.exchange.names: {path} holds nobody who is {', '.join(nobody)}", flush=True)
     found = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     print(f"imported {path}: {found or 'no verdict in it'}", flush=True)
 

@@ -1,6 +1,8 @@
 """Collection (section 3.1): files to records, with a count of what was repaired, flagged and refused, and why."""
 
+import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +12,14 @@ from typing import Any
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import raw_source
 from mmedexpert_jax.data import case_files, tables
+from mmedexpert_jax.data.forms import written
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
-from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, recognise
+from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, lone_letter, recognise, text
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+PEOPLE = ("patientid", "patient", "patid", "subjectid", "subject", "personid", "mrn")  # keys, without their marks
 SHOWN = 4000  # characters of a text in rejected.jsonl
 EMBEDDED = Path(__file__).parents[2] / "assets" / "raw_mini"
 
@@ -190,14 +194,16 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
     try:
         shape = forced or recognise(row)
         if shape is None:
+            lone = "question" in row and text(row.get("answer")) and lone_letter(row)
+            alone = f", and no options for the answer {text(row['answer'])!r}" if lone else ""
             raise Rejected(
                 "unknown-shape",
-                f"it has {keys(row)}; one's own cases have question, options and answer; "
+                f"it has {keys(row)}{alone}; one's own cases have question, options and answer; "
                 "`mmedexpert convert-data` reads other names",
             )
         raw = shape.read(row)
         raw.redistributable = False if rights.restricts(shape, file) else raw.redistributable
-        record = canonical(raw, shape, where, folders, *rights.of(shape, file))
+        record = replace(canonical(raw, shape, where, folders, *rights.of(shape, file)), person=_person(row))
         read = (raw.explanation, raw.field)
         for key in sorted(row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}):
             value = row[key].strip() if isinstance(row[key], str) else row[key]
@@ -213,6 +219,15 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
     except Exception as error:  # a value of a type or size that no reader of a shape has thought of
         name = shape.name if shape else "row"
         raise Rejected("unreadable", border.cut(f"{name}: {type(error).__name__} {error}", 200)) from None
+
+
+def _person(row: dict[str, Any]) -> str:
+    """A hash of the number or code of the patient that a row is about; "" where it names none."""
+    for key, value in row.items():
+        said = str(written(value)) if isinstance(value, str | int | float) else ""
+        if re.sub(r"[\W_]", "", str(key)).lower() in PEOPLE and re.fullmatch(r"(?=.*[1-9])\S{1,64}", said):
+            return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return ""
 
 
 def _in_passing(key: str, value: Any, folders: list[Path]) -> bool:

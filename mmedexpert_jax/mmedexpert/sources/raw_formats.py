@@ -83,9 +83,16 @@ def _multiple_choice(row: Mapping[str, Any]) -> Raw:
     return Raw(question, endings, int(row["label"]), from_zero=True, **_texts(row, "id"))
 
 
+def _only(value: Any) -> Any:
+    """A key, or the one in a list. Raises ValueError where the list holds none or several."""
+    if isinstance(value, list) and len(value) != 1:
+        raise ValueError(f"{len(value)} right answers; a case has one")
+    return value[0] if isinstance(value, list) else value
+
+
 def _bigbio(row: Mapping[str, Any]) -> Raw:
     options = row["options"]
-    answer = row["answer"][0] if isinstance(row["answer"], list) else row["answer"]
+    answer = _only(row["answer"])
     texts, letters = [o["value"] for o in options], [o["key"] for o in options]
     if isinstance(answer, Mapping):
         return Raw(row["question"], texts, answer["label"], letters, key_text=text(answer.get("text")))
@@ -103,7 +110,7 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
         texts, letters = [o["content"] for o in options], [o["letter"] for o in options]
     else:
         letters, texts = listed(rest[0] if rest else "")
-    label = row["label"][0] if isinstance(row["label"], list) else row["label"]
+    label = _only(row["label"])
     return Raw(question, texts, label, letters, of_index=True, images=_images(row), **_texts(row, "id"))
 
 
@@ -137,7 +144,7 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
     options = row["options"]
     pairs = options.items() if isinstance(options, Mapping) else ((o["letter"], o["content"]) for o in options)
     given = {letter: text for letter, text in pairs if text is not None}
-    label = row["label"][0] if isinstance(row["label"], list) else row["label"]
+    label = _only(row["label"])
     question, fields = CHOICES.split(row["question"], maxsplit=1)[0], _texts(row, "id", field="body_system")
     return Raw(question, list(given.values()), label, list(given), of_index=True, images=_images(row), **fields)
 
@@ -300,9 +307,9 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "open",
-            "one's own open questions: as plain without options; answer is the reference, a word or more",
-            _all(_has("question", "answer"), lambda row: not row.get("options") and len(text(row["answer"])) > 1),
-            _plain,
+            "one's own open questions: as plain without options; answer is the reference, not the letter of an option",
+            _all(_has("question", "answer"), lambda row: not row.get("options") and not lone_letter(row)),
+            lambda row: _plain({**row, "answer": forms.written(row["answer"])}),
             "",
             False,
         ),
@@ -313,6 +320,11 @@ FORMATS: dict[str, Format] = {
 def text(value: Any) -> str:
     """The value as text without white space around it; "" for None."""
     return "" if value is None else str(value).strip()
+
+
+def lone_letter(row: Mapping[str, Any]) -> bool:
+    """True where a row's answer is the letter of an option, or nothing."""
+    return bool(re.fullmatch("[A-Ja-j]?", text(row.get("answer"))))
 
 
 def flag(value: Any) -> bool | None:
