@@ -3,6 +3,7 @@
 import re
 import unicodedata
 
+from mmedexpert_jax.comparison import plain_letters
 from mmedexpert_jax.data import contamination
 
 # Chinese and Japanese; Thai, Lao, Burmese and Khmer: each with its characters a word.
@@ -23,8 +24,9 @@ def word_count(text: str) -> int:
 
 
 def plain(text: str) -> str:
-    """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones."""
-    return " ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split())
+    """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones, and
+    `plain_letters`."""
+    return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()))
 
 
 def stands(phrase: str, text: str) -> bool:
