@@ -43,7 +43,7 @@ _ALONE = r"(?<![\w.,])"  # before a number that is not the end of a name or of a
 _SAME_FORM = (
     (re.compile(r">=|=>(?=\s?\d)|[≧⩾]"), "≥"),
     (re.compile(r"=<|<=|[≦⩽]"), "≤"),
-    (re.compile(r"\s?\\?&\s?|,\s?and\b(?=\s)"), " and "),
+    (re.compile(r",?\s?\\?&\s?|,\s?and\s"), " and "),
     # ".5", but "p.5" and "3.5" stay
     (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
     # "12,000", "12 000"
@@ -163,7 +163,7 @@ def plain_letters(text: str) -> str:
 
 def _unaccented(letter: str) -> str:
     """A Latin letter without its one mark; of Vietnamese, whose marks are tones, those with two or other marks stay."""
-    base, *marks = unicodedata.normalize("NFD", letter)
+    base, *marks = list(unicodedata.normalize("NFD", letter))
     plain = base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS
     return base if plain else _LIGATURES.get(letter, letter)
 

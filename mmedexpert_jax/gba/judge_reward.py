@@ -39,13 +39,13 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _BETTER = re.compile(
-    r"\bbetter\W{0,6}(?:response\W{1,3})?([AB])\b(?!\W{0,3}(?:(?:or|and|vs)\W{1,3}|[/=,]\s*)[AB]\b)|^\W*(?:response\s)?([AB])\W*$",
+    r"\bbetter\W{0,6}(?:response\W{1,3})?([AB])\b(?!\W{0,3}(?:(?:or|and|vs)\W{1,3}|[/=,]\s*)(?:response\s)?[AB]\b)|^\W*(?:response\s)?([AB])\W*$",
     re.IGNORECASE | re.MULTILINE,
 )
 # The same in a sentence that does not deny or doubt it.
 _IS_BETTER = re.compile(
     r"^(?!.*\?\s*$)(?:(?!\b(?:[Nn]either|nor|[Ww]hether|[Ii]f|not|cannot|unclear|unsure)\b|n['’]t\b).)*?"
-    r"(?:\b([AB])\s(?:is|was)\s(?:clearly\s|the\s)*better\b"
+    r"(?:\b([AB])\s(?:is|was)\s(?:clearly\s|the\s)*better\b(?!\s\w+(?:ed|wn)\b)"
     r"|\bbetter\s(?:(?:response|answer|one)\s)?is\W{1,3}(?:[Rr]esponse\s)?([AB])\b|\A\W*([AB])\s?>\s?[AB]\W*\Z"
     r"|\b(?:(?i:winner|verdict)\W{1,4}|I\sprefer\s)(?:[Rr]esponse\s)?([AB])\b)"
 )

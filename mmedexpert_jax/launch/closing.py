@@ -75,7 +75,8 @@ def _compared(folder: Path) -> Iterator[Rows]:
 
 def compared_runs(folders: Sequence[Path]) -> Rows:
     """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
-    benchmark's first row on the items that both have with the same key, and their number; none of runs without."""
+    benchmark's first row on the items that both have with the same key, and their number; none of runs without. Where
+    runs were scored by different rules, the rule, and gains are under the first one's, or none."""
     found: dict[str, list[tuple[str, str, Evaluation]]] = {}
     for folder in folders:
         summary = files.read_json(folder / "export" / "summary.json")
@@ -87,12 +88,30 @@ def compared_runs(folders: Sequence[Path]) -> Rows:
     rows: Rows = []
     for benchmark, evaluations in found.items():
         first = evaluations[0][2]
-        for run, model, evaluation in evaluations:
+        scorers = [_scorer(Path(run), evaluation) for run, _, evaluation in evaluations]
+        for (run, model, evaluation), scorer in zip(evaluations, scorers, strict=True):
             accuracy = evaluation.accuracy()
             row: dict[str, Any] = {"benchmark": benchmark, "run": run, "model": model, "number": str(accuracy["items"])}
-            row |= {"accuracy": result_tables.cell(accuracy)}
-            rows.append(row if evaluation is first else row | _over(first, evaluation))
+            row |= {"accuracy": result_tables.cell(accuracy)} | ({"scorer": scorer} if len(set(scorers)) > 1 else {})
+            rows.append(row if evaluation is first else row | _gain(first, scorers[0], evaluation, scorer))
     return rows
+
+
+def _scorer(folder: Path, evaluation: Evaluation) -> str:
+    """The rule by which a run's rows are right: its judge, or the scorer of its config."""
+    held = files.read_json(folder / "config.json") or {}
+    if any("judge" in row.verdicts for row in evaluation.rows):
+        return f"judge {held.get('judge', {}).get('model', '')}".strip()
+    return "" if evaluation.graded else held.get("scorer", "")
+
+
+def _gain(first: Evaluation, wanted: str, second: Evaluation, scorer: str) -> dict[str, Any]:
+    """Cells of `_over`, the second's answers under the scorer of the first; no gain where they lack its verdict."""
+    if scorer == wanted:
+        return _over(first, second)
+    if not all(wanted in row.verdicts for row in second.rows):
+        return {"gain": f"none: {scorer or 'unknown'} beside {wanted or 'unknown'}"}
+    return _over(first, second.under(wanted)) | {"scorer": f"{scorer}; gain: {wanted}"}
 
 
 def _over(first: Evaluation, second: Evaluation) -> dict[str, Any]:

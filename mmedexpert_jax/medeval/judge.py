@@ -208,8 +208,10 @@ def read(text: str) -> bool | None:
     text = _bared(spoken(text))
     lines = [line.strip(" .!:。！：") for line in text.splitlines() if line.strip(" .!:。！：")]
     if not lines or not _WORD.search(text):
-        abroad = {said.lastgroup for said in map(_ABROAD.fullmatch, (lines or [""])[:: max(1, len(lines) - 1)]) if said}
-        return abroad == {"right"} if len(abroad) == 1 else (False if _MISMATCH.search(text) else None)
+        abroad = {said.lastgroup for said in map(_ABROAD.fullmatch, (*lines[:1], *lines[-1:])) if said}
+        if len(abroad) == 1:
+            return abroad == {"right"}
+        return False if _MISMATCH.search(text) else None
     changed = list(_CHANGED.finditer(text))
     rest = text[changed[-1].end() :] if changed else ""
     if _GIVEN.search(rest):
