@@ -57,7 +57,12 @@ def get_config(preset: str = "mini") -> Config:
     config.judge.key_env = ""  # environment variable with its key; empty: none is sent
     # "open": open questions; "unparsed": those, and answers that strict cannot read; "all"
     config.judge.what = one_of("open", "unparsed", "all")
+    config.judge.max_tokens = Field(2048, low=1)  # of a reply, hidden reasoning included
+    config.judge.effort = ""  # reasoning effort, such as "medium"; empty: not sent
     config.judge.concurrency = free(16, low=1)  # requests in flight at most
+    config.judge.requests_per_minute = free(0)  # 0: no limit
+    config.judge.tokens_per_minute = free(0)  # prompt and completion; 0: no limit
+    config.judge.timeout = free(300.0, above=0)  # seconds of one attempt
     config.judge.budget = free(0.0)  # dollars; 0: no limit
     config.judge.price_input = 0.0  # dollars per million prompt tokens
     config.judge.price_output = 0.0  # dollars per million completion tokens

@@ -1,11 +1,11 @@
 """The one parser of `<think>` and `<answer>`, for rewards, filters and evaluation; linear in the text's length."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.comparison import folded, normalised, same_text, signs, token_f1, words_of
-from mmedexpert_jax.statements import NO_LABEL, WORDS, opening, readable, stated
+from mmedexpert_jax.comparison import folded, folding, normalised, same_text, signs, spelled, token_f1, words_of
+from mmedexpert_jax.statements import NO_LABEL, WORDS, YES_AND_NO, opening, readable, stated, stated_texts
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -109,7 +109,7 @@ _NAME = re.compile(
 _WRAPPED = re.compile(
     r"\\(?:f?boxe?d?|text\w{0,6}|math\w{1,6}|rm|bf|operatorname|underline|emph)\s*\{(?P<latex>.*)\}"
     r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
-    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`+)(?P<code>.*)(?P=tick)"
+    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`+)(?:(?<=```)[a-z]{0,12}\s*\n)?(?P<code>.*)(?P=tick)"
     r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'|[«„「『【](?P<foreign>.*)[»“”」』】]"
     r"|<(?P<html>b|i|u|p|strong|em|code|span)>(?P<inner>.*)</(?P=html)>",
     _FLAGS,
@@ -129,6 +129,43 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 
+_CHANGED = re.compile(r"\b(?:wait|actually|sorry|correction|i\s+mean)\b", re.IGNORECASE)
+_NOT = re.compile(
+    r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+|necessarily\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE
+)
+# A reply that ends in its answer: "but the answer to the question is yes", "Is there none? Yes", "answer": true.
+_ENDS_IN = re.compile(
+    r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
+)
+# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
+_NO_ANSWER = re.compile(
+    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
+    r"|uploaded|here|with|for|from|so|and|but)\b)"
+    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
+    r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
+    r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
+    r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
+    r"|\bno(?:\.\s?|\s)(?=\d)",
+    re.IGNORECASE,
+)
+# A reply of one that has no image to look at, whatever yes or no it is polite with.
+_IMAGES = r"(?:images?|pictures?|photos?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+_SEES_NOTHING = re.compile(
+    rf"\bplease\s+(?:upload|provide|attach|share|send)\s+(?:it\b|(?:(?:the|an?|your|another)\s+)?(?:\w+\s+)?{_IMAGES})"
+    rf"|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
+    r"(?:attached|provided|uploaded|included|given|shared)\b"
+    rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
+    re.IGNORECASE,
+)
+# The same words without a stop behind them where they can mean nothing else: "Ja das ist so", but not "No hay".
+_SURE = re.compile(
+    r"\W{0,8}(?:(?P<yes>(?:ja|oui|sí|sim|да|evet|نعم)(?=\s)|是的|はい|네(?=\s)|예(?=\s))"
+    r"|(?P<no>(?:nein|нет|hayır)(?=\s)|いいえ|아니[요오]))",
+    re.IGNORECASE,
+)
 
 # "A fracture", but not the label of "A is", "A and"
 _ARTICLE_A = re.compile(
@@ -256,12 +293,41 @@ def is_right(response: str, options: Sequence[str], *golds: str) -> bool:
 
 def gives(said: str, golds: Sequence[str]) -> bool:
     """True where an open answer is the `same_text` as one of `golds`, but for the marks around it and words such as
-    "The answer is", or opens with the yes or no that one of them is, in any language."""
+    "The answer is", or opens with the yes or no that one of them is, in any language; where all of them are such words,
+    `yes_no` reads it."""
     bare = unwrap(said)
     if any(same_text(form, gold) for form in (bare, without_name(bare)) for gold in golds):
         return True
+    keys = [yes_no_key(gold) for gold in golds]
+    if all(keys):
+        return yes_no(said) in keys
     word = opening(without_name(bare))
-    return word is not None and word[1] in [yes_no_key(gold) for gold in golds]
+    return word is not None and word[1] in keys
+
+
+def yes_no(text: str) -> str | None:
+    """ "yes" or "no", or None, of an answer.
+
+    The word of either that it ends in behind "the answer is" or a question; the one, in any of the languages of
+    `statements.WORDS`, that opens it and ends its clause, or can mean nothing else, unless both stand side by side;
+    else "yes" or "no" if exactly one of these two stands in it, undenied. Nothing is read of one who sees no image.
+    """
+    if _SEES_NOTHING.search(text):
+        return None
+    text = unwrap(_NO_ANSWER.sub("", text))
+    bare = without_name(text)
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    said = {WORDS[word] for word in words if word in ("yes", "no")}
+    if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
+        return None
+    first, last = opening(text) or opening(bare), _ENDS_IN.search(text)
+    if last and not (first and last[0].startswith("?")):  # "Yes. Is this urgent? No." has answered before
+        return WORDS[last[1].lower()]
+    if first:
+        return first[1]
+    if (sure := _SURE.match(bare)) and len({WORDS[word] for word in words if word in WORDS}) < 2:
+        return sure.lastgroup
+    return said.pop() if len(said) == 1 and not _NOT.search(text) else None
 
 
 def without_name(bare: str) -> str:
@@ -293,10 +359,14 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     answer = parse(response).answer
     if not answer:
         return None
-    said = chosen(answer, options)
-    if said or _labelled(answer, [folded(option) for option in options])[0]:
+    said, fold = chosen(answer, options), folding(tuple(options))
+    if said or _labelled(answer, [fold(option) for option in options], fold)[0]:
         return said
-    return one_stated(answer, options) or yes_or_no(answer, options)
+    told = set_apart(answer, options)
+    if stated(told, LETTERS[: len(options)], remarks=False):
+        return one_stated(answer, options)
+    read = {chosen(text, options) for text in stated_texts(told)} | {yes_or_no(answer, options)}
+    return read.pop() if len(read := read - {None}) == 1 else None
 
 
 def yes_or_no(text: str, options: Sequence[str]) -> str | None:
@@ -315,14 +385,16 @@ def yes_or_no(text: str, options: Sequence[str]) -> str | None:
 def chosen(answer: str, options: Sequence[str]) -> str | None:
     """Letter of the option that a text, an answer without its tags, names as a label or by its text; None where it
     does not. As `choice`, but statements are not read."""
-    texts = [folded(option) for option in options]
+    fold = folding(tuple(options))
+    texts = [fold(option) for option in options]
     bare = _NOT_THE_OTHER.sub("", answer)
-    forms = folded(answer), folded(unwrap(answer)), folded(unwrap(bare))
-    named = [LETTERS[i] for i, text in enumerate(texts) if text in forms]
-    label, text = _labelled(bare, texts)
+    said = {answer, unwrap(answer), unwrap(bare), _unnamed(unwrap(bare))}
+    forms = {fold(text) for text in said | set(map(spelled, said))}
+    named = [LETTERS[i] for i, text in enumerate(texts) if not forms.isdisjoint((text, fold(spelled(options[i]))))]
+    label, text = _labelled(bare, texts, fold)
     if label not in LETTERS[: len(options)] or not label:
         return named[0] if len(named) == 1 else None
-    return None if _names_another(label, text, options[LETTERS.index(label)], texts) else label
+    return None if _names_another(label, text, options[LETTERS.index(label)], texts, fold) else label
 
 
 def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
@@ -400,11 +472,12 @@ def _own_labels(options: Sequence[str]) -> list[str]:
     return [(label[1] or label[2]).upper() for label in found if label]
 
 
-def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
-    """The letter that an answer begins with and the text behind it; ("", "") where it begins with none."""
+def _labelled(answer: str, texts: Sequence[str], fold: Callable[[str], str]) -> tuple[str, str]:
+    """The letter that an answer begins with and the text behind it; ("", "") where it begins with none. `texts` are the
+    options under `fold`."""
     bare = re.sub(r"^(\W?[A-Ja-j]\W?)[。、]", r"\1.", unwrap(answer))
-    for form in (bare, unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare):
-        whole = folded(form)
+    for form in (bare, _unnamed(bare)):
+        whole = fold(form)
         if len(whole) > 1 and texts.count(whole) == 1 and texts.index(whole) < len(LETTERS):
             return LETTERS[texts.index(whole)], ""
         if label := _LABEL.fullmatch(form):
@@ -413,9 +486,14 @@ def _labelled(answer: str, texts: Sequence[str]) -> tuple[str, str]:
             return (label["a"] or label["b"]).upper(), unwrap(label["x"] or label["y"] or label["z"] or "")
         if spaced := _SPACED.fullmatch(form):
             letter, text = spaced["a"] or spaced["b"] or spaced["c"], spaced["x"] or spaced["y"]
-            if texts[LETTERS.index(letter) :][:1] == [folded(text)]:
+            if texts[LETTERS.index(letter) :][:1] == [fold(text)]:
                 return letter, text
     return _bold_label(bare)
+
+
+def _unnamed(bare: str) -> str:
+    """An unwrapped answer without the words before its label or text: "The answer is B", "Option B"."""
+    return unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare
 
 
 def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
@@ -463,9 +541,9 @@ def _bold_label(bare: str) -> tuple[str, str]:
     return marked[2].strip("().:").upper(), marked[3].strip()
 
 
-def _names_another(letter: str, text: str, option: str, texts: Sequence[str]) -> bool:
+def _names_another(letter: str, text: str, option: str, texts: Sequence[str], fold: Callable[[str], str]) -> bool:
     """True where the text after a label names another of the `texts` than its `option`, or denies that."""
-    own, plain = texts[LETTERS.index(letter)], folded(text)
+    own, plain = texts[LETTERS.index(letter)], fold(text)
     if not plain:
         return False
     if plain == own or plain in texts:

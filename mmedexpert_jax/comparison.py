@@ -3,17 +3,21 @@
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
 
 from mmedexpert_jax.statements import readable
 
 # a capital A within a text, or an a at its end, is a name: hepatitis A, vitamin a
 _ARTICLES = re.compile(r"\b(?:[Aa]n|[Tt]he|AN|THE)\b|(?:^\s*A|\ba)\b(?=\s+\w)")
-_PUNCTUATION = re.compile(r"[^\w\s]")
+# but a mark between two digits, which tells numbers, ranges and ratios apart
+_PUNCTUATION = re.compile(r"(?!(?<=\d)[-./:](?=\d))[^\w\s]")
 _MARKS = ("Mn", "Mc")  # signs of vowels and tones, which Indic and Thai words are told apart by
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
 _UNITS = r"(?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)"
 _UNIT = re.compile(rf"(?<=\d) {_UNITS}")
+_BESIDE_SIGN = re.compile(r" ?([<>≤≥=±/;:+]|(?<!\d),|,(?!\s?\d)) ?")
 _JOINED_UNIT = re.compile(rf"(?<=\d){_UNITS}")
 # LaTeX's commands for signs; those of Greek letters have the letters' names.
 _COMMANDS = {
@@ -33,16 +37,40 @@ _HTML = re.compile(
     r"</?(?:b|i|u|p|br|strong|em|code|span|div|font|mark|small|h[1-6]|[uo]l|li|sub)(?:\s[^<>]{0,200}=[^<>]{0,200})?\s?/?>",
     re.IGNORECASE,
 )
+_DASHES = "[-~\u2010-\u2015\u2212]{1,3}"  # of a range
+_ALONE = r"(?<![\w.,])"  # before a number that is not the end of a name or of another one
 # Ways of writing the same number, unit or sign of one: (form, how it is compared).
 _SAME_FORM = (
     (re.compile(r">=|=>(?=\s?\d)|[≧⩾]"), "≥"),
     (re.compile(r"=<|<=|[≦⩽]"), "≤"),
+    (re.compile(r",?\s?\\?&\s?|,\s?and\s"), " and "),
     # ".5", but "p.5" and "3.5" stay
     (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
     # "12,000", "12 000"
     (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[,' ]\d{3})+(?![\d,])"), lambda number: re.sub(r"\D", "", number[0])),
-    # "3×4 cm"
-    (re.compile(r"(?<=\d)\s?[x×*]\s?(?=\d)"), " x "),
+    # "3×4 cm", "5·10^3"; "2·5" is a decimal
+    (re.compile(r"(?<=\d)\s?(?:[x×*]\s?(?=\d)|[·⋅]\s?(?=10(?!\d)))"), " x "),
+    # "1,2 and 3" is a list, any other comma or dot between digits a decimal mark
+    (
+        re.compile(
+            rf"{_ALONE}\d{{1,2}}(?:(?:,\d{{1,2}}){{2,}}(?![\d.,])|(?:,\d{{1,2}})+(?=\s(?:and|und|et|y)\s\d+(?![.,]?\d)))"
+        ),
+        lambda number: number[0].replace(",", ", "),
+    ),
+    (re.compile(r"(?<=\d)[,·⋅](?=\d)"), "."),
+    # "7.0", "0.50", but not a code ("E11.0") nor what may be thousands ("1.000")
+    (re.compile(rf"{_ALONE}(?!0*[1-9]\d{{0,2}}\.\d{{3}}(?!\d))(\d+)(?:\.0+|(\.\d*?[1-9])0+)(?![\d.])"), r"\1\2"),
+    # dates, ranges, ratios; translocations; inches, but no quotes
+    (re.compile(rf"{_ALONE}(\d{{1,4}})([-/.])(\d{{1,2}})\2(\d{{1,4}})(?![\w./-])"), r"\1/\3/\4"),
+    (re.compile(rf"(?<=\d)(?:{_DASHES}|\s{_DASHES}\s| to )(?=\d)|(?<=\b[CL]\d)/(?=\d\b)"), "-"),
+    (re.compile(r"(?<=\d)\s?[/\u2044]\s?(?=\d)"), "/"),
+    (re.compile(r"(?<=\d)\s?:\s?(?=\d)"), ":"),
+    (re.compile(r"\bt\s?\((\d+)[;:./](?:\s?)(\d+)\)"), r"t(\1;\2)"),
+    (re.compile(r"(?<=\d)(?:′′|'')|\A([^\"]*\d)\"(?=[^\"]*\Z)"), r"\1 inch"),
+    # units in words
+    (re.compile(r"(?<=\d)\s?(?:u|mc|µ|μ)g\b"), " μg"),
+    (re.compile(r"(?<=\d)\s?(?:percent|per\scent)\b"), "%"),
+    (re.compile(r"(?<=\d)\s?degrees?\s(?=[CF]\b)"), "°"),
     # "HIV -ve"
     (re.compile(r"(?:(?<=\w)|\s)-\s?ve\b"), " negative"),
     (re.compile(r"\+\s?ve\b"), " positive"),
@@ -82,6 +110,13 @@ _NEGATIVE = (
     r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
 )
 _SIGN = re.compile(rf"[<>≤≥≪≫±↑↓←‰√≠^♂♀✗]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
+_LONG = re.compile(r"\b(?=\w*[À-ɏ])(?:[^\W\d_]{5,}|[Cc]afé)\b")
+_ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0308\u030a\u030b\u030c\u0327\u0328"
+_LIGATURES = {"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L"}
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
+_NUMBERED = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)(?=\d)", re.IGNORECASE)
+# no part of a Greek word, and no "μg"
+_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?!μ[a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 # "Heart \text{failure}", "Heart\ failure": marks of LaTeX inside an answer
 _LATEX = re.compile(
@@ -113,7 +148,36 @@ def _in_one_form(text: str) -> str:
         text = re.sub(r"_(\w)|_\{([^{}]*)\}", r"\1\2", text)
     for form, one in _SAME_FORM:
         text = form.sub(one, text)
-    return text
+    return plain_letters(text)
+
+
+def plain_letters(text: str) -> str:
+    """`text` with Latin letters without accents in words of five letters and more ("Barré", "Sjögren"), since shorter
+    ones are told apart by them in many languages ("côte", "côté"), and lone Greek letters by name ("β-blocker")."""
+    text = _NUMBERED.sub(r"\1-", text)
+    if text.isascii():
+        return text
+    text = _LONG.sub(lambda word: "".join(map(_unaccented, word[0])), unicodedata.normalize("NFC", text))
+    return _GREEK.sub(_name_of, text)
+
+
+def _unaccented(letter: str) -> str:
+    """A Latin letter without its one mark; of Vietnamese, whose marks are tones, those with two or other marks stay."""
+    base, *marks = list(unicodedata.normalize("NFD", letter))
+    plain = base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS
+    return base if plain else _LIGATURES.get(letter, letter)
+
+
+def _name_of(letter: re.Match[str]) -> str:
+    """The name of a Greek letter, with a hyphen where a letter or digit stands beside it."""
+    name = unicodedata.name(letter[0]).split()[-1].lower().replace("lamda", "lambda")
+    before, behind = (letter.string[place : place + 1].isalnum() for place in (letter.start() - 1, letter.end()))
+    return "-" * (letter.start() > 0 and before) + name + "-" * behind
+
+
+def spelled(text: str) -> str:
+    """`text` with umlauts in two letters, "Loeffler" for "Löffler"."""
+    return readable(text).translate(_UMLAUTS)
 
 
 def _sign_of(command: re.Match[str]) -> str:
@@ -135,9 +199,13 @@ def _blank(sign: re.Match[str]) -> str:
 def same_text(said: str, gold: str) -> bool:
     """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case
     and white space: a gold may be punctuation and articles alone ("+")."""
-    wanted = normalised(gold)
-    alike = bool(wanted) and normalised(said) == wanted and signs(said) == signs(gold)
-    return alike or folded(said) == folded(gold)
+    alike = bool(normalised(gold)) and signs(said) == signs(gold) and _meets(said, gold, normalised)
+    return alike or _meets(said, gold, folded)
+
+
+def _meets(said: str, gold: str, form: Callable[[str], str]) -> bool:
+    """True where two texts are alike in a form, umlauts in one letter or in two."""
+    return form(said) == form(gold) or form(spelled(said)) == form(spelled(gold))
 
 
 def signs(text: str) -> list[str]:
@@ -166,8 +234,21 @@ def token_f1(gold: str, said: str) -> float:
 
 
 def folded(text: str) -> str:
-    """`text` as exact match compares it: case, white space, a final stop, "the" before it, the form of its dashes and
-    the blank between a number and its unit aside."""
+    """`text` as exact match compares it: case, white space, also beside signs, a final stop, "the" before it, the form
+    of its dashes and the blank between a number and its unit aside."""
     text = " ".join(_in_one_form(text).split()).rstrip(".。").casefold()
     text = _DASH.sub("-", text.removeprefix("the ") or text)
-    return _UNIT.sub("", text)
+    return _UNIT.sub("", _BESIDE_SIGN.sub(r"\1", text))
+
+
+@lru_cache(64)
+def folding(options: tuple[str, ...]) -> Callable[[str], str]:
+    """`folded`, but for texts that would then be several of `options`, as "0.5 mg" and ".5 mg": these but for case and
+    white space."""
+
+    def plain(text: str) -> str:
+        return " ".join(readable(text).split()).rstrip(".。").casefold()
+
+    counts = Counter({plain(option): folded(option) for option in options}.values())
+    several = {form for form, count in counts.items() if count > 1}
+    return lambda text: plain(text) if several and folded(text) in several else folded(text)

@@ -378,7 +378,7 @@ _ASKED = re.compile(r"\s*+[)\]]?\s*+[?？؟]")
 
 # "yes" and "no" in the languages of medical examinations.
 _SAYS_YES = (
-    "yes yeah yep true sí sì sim ja oui да tak ano evet có đúng ναι igen kyllä "
+    "yes yeah yep true sí sì sim ja oui да tak ano evet có đúng ναι igen kyllä kylla "
     "是 是的 有 有的 对 正确 はい ある 네 예 있다 نعم हाँ हां כן بله ใช่ ya"
 )
 _SAYS_NO = (

@@ -335,11 +335,127 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
         ("&lt;5", "<5"),
         ("&nbsp;Gout<br>", "Gout"),
         ("ไข้", "ไข้"),
+        # letters
+        ("Guillain-Barré syndrome", "Guillain-Barre syndrome"),
+        ("Löffler syndrome", "Loeffler syndrome"),
+        ("Löffler syndrome", "Loffler syndrome"),
+        ("Café-au-lait spots", "cafe-au-lait spots"),
+        ("Brønsted acid", "Bronsted acid"),
+        ("β2-agonist", "beta-2 agonist"),
+        ("TGF-β1", "TGF-beta1"),
+        ("IFNγ", "IFN-gamma"),
+        ("$\\alpha$-synuclein", "alpha-synuclein"),
+        # numbers
+        ("7", "7.0"),
+        ("0.5 mg", "0.50 mg"),
+        ("10,000", "10000.0"),
+        ("3,5 cm", "3.5 cm"),
+        ("2·5 mg", "2.5 mg"),
+        ("6.02·10^23", "6.02×10^23"),
+        ("2-3 cm", "2 to 3 cm"),
+        ("5 ~ 10 mL", "5–10 mL"),
+        ("120 / 80 mmHg", "120/80 mmHg"),
+        ("12.03.2021", "12/03/2021"),
+        ("L4/5", "L4-5"),
+        ("t(9;22)", "t(9:22)"),
+        ("1,2, and 3", "1, 2 and 3"),
+        # units and signs in words
+        ("250 mcg", "250 µg"),
+        ("5 ug", "5 µg"),
+        ("10%", "10 percent"),
+        ("37 °C", "37 degrees C"),
+        ("H&E stain", "H and E stain"),
     ],
 )
 def test_what_is_the_same_is_so_in_words_and_in_full(one, other):
     for said, gold in ((one, other), (other, one)):
         assert comparison.same_text(said, gold) and comparison.token_f1(gold, said) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # short words are told apart by accents: hepatitis and tendinitis, rib and side, year and anus
+        ("viêm gan", "viêm gân"),
+        ("côte gauche", "côté gauche"),
+        ("año", "ano"),
+        ("beta-blocker", "α-blocker"),
+        # ranges, ratios, scores and decimals
+        ("3-5", "3.5"),
+        ("2-3 cm", "2.3 cm"),
+        ("3/5", "3.5"),
+        ("1:160", "1.160"),
+        ("5'", '5"'),
+        ("1,2", "1, 2"),
+        # not one number in two forms
+        ("1,000 mg", "1.000 mg"),
+        ("1.500", "1.5"),
+        ("E11.0", "E11"),
+        ("100", "10.0"),
+        ("10 mcg", "10 mg"),
+    ],
+)
+def test_what_is_another_number_or_word_is_another_answer(one, other):
+    for said, gold in ((one, other), (other, one)):
+        assert not comparison.same_text(said, gold) and comparison.token_f1(gold, said) < 1
+    assert answers.vote(one) != answers.vote(other)
+
+
+def test_f1_takes_a_number_as_one_word():
+    for one, other in (("5.2", "2.5"), ("80/120", "120/80"), ("15.0", "0.15"), ("2020-03-01", "2020-01-03")):
+        assert comparison.token_f1(f"{one} mg", f"{other} mg") == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "options", "letter"),
+    [
+        ("Guillain-Barré syndrome", ("Guillain-Barre syndrome", "Lupus"), "A"),
+        ("Loeffler syndrome", ("Lupus", "Löffler syndrome"), "B"),
+        ("beta", ("α", "β", "γ"), "B"),
+        ("<5mm", ("> 5 mm", "< 5 mm", "5 mm"), "B"),
+        ("1 - 5", ("1-5", "1.5", "15"), "A"),
+        ("1,5", ("1-5", "1.5", "15"), "B"),
+        ("1,2, & 3", ("1 and 2", "1, 2 and 3", "2 and 4"), "B"),
+        # the unfolded texts decide where folded ones are equal
+        ("0.50 mg", (".5 mg", "0.5 mg", "0.50 mg"), "C"),
+        ("B. .5 mg", (".5 mg", "0.5 mg", "5 mg"), None),
+        ("resumes", ("résumés", "resumes"), "B"),
+        ("Löffler", ("Loeffler", "Löffler"), "B"),
+        # statements by their texts, as in plain text
+        ("The answer is I.", ("I", "II", "III", "IV"), "A"),
+        ("The diagnosis is viral pneumonia.", ("Pneumonia", "Viral pneumonia"), "B"),
+        ("The diagnosis is not viral pneumonia.", ("Pneumonia", "Viral pneumonia"), None),
+        ("The answer is B or A. The diagnosis is gout.", ("Gout", "Lupus"), None),
+    ],
+)
+def test_an_option_in_another_form_of_its_letters_and_numbers_is_chosen(inside, options, letter):
+    assert choose(inside, options) == letter
+
+
+@pytest.mark.parametrize(
+    ("gold", "said", "right"),
+    [
+        ("yes", "Yes there is a fracture", True),
+        ("yes", "Yes\nIt is.", True),
+        ("no", "No it is not", True),
+        ("no", "There is no fracture", True),
+        ("yes", "Ja das ist so", True),
+        ("yes", "是的有骨折", True),
+        ("yes", "No there is no fracture", False),
+        ("yes", "Ja und nein", False),
+        ("yes", "Yes or no", False),
+        ("no", "No image was provided", False),
+        ("no", "Non si vede", False),
+        ("present", "Yes it is", False),
+    ],
+)
+def test_an_open_answer_of_yes_or_no_is_read_as_that_of_a_question_of_its_kind(gold, said, right):
+    assert answers.is_right(f"<answer>{said}</answer>", (), gold) is right
+    assert (answers.open_f1(said, (gold,)) == 1) is right
+
+
+def test_a_fence_around_an_answer_does_not_matter():
+    assert answers.gives('```json\n{"answer": "pneumonia"}\n```', ("pneumonia",))
 
 
 def test_f1_hears_a_sign_and_counts_units_as_it_did():
@@ -374,6 +490,13 @@ def test_f1_hears_a_sign_and_counts_units_as_it_did():
         "H-+",
         "SO4-",
         "ा",
+        "0.",
+        "1.0",
+        "1/",
+        "1, ",
+        "é",
+        "α",
+        "5'",
     ],
 )
 def test_signs_are_found_in_time_linear_in_the_length(piece):

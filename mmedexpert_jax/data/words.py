@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from mmedexpert_jax.comparison import plain_letters
+
 CHINESE_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 # Chinese and Japanese; Thai, Lao, Burmese and Khmer: each with its characters a word.
 _SCRIPTS = ((CHINESE_JAPANESE.pattern, 1.5), ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0))
@@ -22,8 +24,9 @@ def word_count(text: str) -> int:
 
 
 def plain(text: str) -> str:
-    """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones."""
-    return " ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split())
+    """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones, and
+    `plain_letters`."""
+    return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()))
 
 
 def stands(phrase: str, text: str) -> bool:

@@ -23,8 +23,8 @@ RUBRIC = (
 )
 _SCORE = re.compile(
     # the range that the prompt names: "Score (0-10): 7", "Score out of 10: 7"
-    r"(?<![^\W_])score(?:[^\d\n:=]{0,24}(?:[01]\s*(?:[-–]|to)\s*|\bof\s+)10\W{0,2}(?=[:=]))?"
-    r"(?P<link>[^\w−+-]{0,3}\s[-–]{1,2}\s|[^\w−+-]{0,8})(?P<number>\d{1,2}(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*10)?"
+    r"(?<![^\W_])(?:score|rating|grade(?=\W{0,4}[:=])|评分|得分|punktzahl|puntuación)(?:[^\d\n:=]{0,24}(?:[01]\s*(?:[-–]|to)\s*|\bof\s+)10\W{0,2}(?=[:=]))?"
+    r"(?P<link>[^\w−+-]{0,3}\s[-–]{1,2}\s|\s+is\s|[^\w−+-]{0,8})(?P<number>\d{1,2}(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*10)?"
     # no other denominator, unit or range
     r"(?![\d%]|[.,]\d|\s*(?:/|out\s+of)|\s*%|e\d|\s*(?:[-–]|to)\s*\d)",
     re.IGNORECASE,
@@ -32,9 +32,22 @@ _SCORE = re.compile(
 _OWN_LINE = re.compile(
     rf"^\W{{0,8}}(?:(?:final|overall|total)\s+)?{_SCORE.pattern}\W{{0,8}}$", re.IGNORECASE | re.MULTILINE
 )
+# A reply that is nothing else, and one that gives it in a sentence.
+_NUMBER = re.compile(
+    r"(?:[^.\n]{0,40}\b(?:give|rate|score|deserves?)\s[^\d\n]{0,24}(?=\d{1,2}(?:\.\d+)?\s*(?:/|out\s+of)))?"
+    r"(?P<number>\d{1,2}(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*10)?[.!]?",
+    re.IGNORECASE,
+)
 _BETTER = re.compile(
-    r"\bbetter\W{0,6}([AB])\b(?!\W{0,3}(?:(?:or|and|vs)\W{1,3}|[/=,]\s*)[AB]\b)|^\W*([AB])\W*$",
+    r"\bbetter\W{0,6}(?:response\W{1,3})?([AB])\b(?!\W{0,3}(?:(?:or|and|vs)\W{1,3}|[/=,]\s*)(?:response\s)?[AB]\b)|^\W*(?:response\s)?([AB])\W*$",
     re.IGNORECASE | re.MULTILINE,
+)
+# The same in a sentence that does not deny or doubt it.
+_IS_BETTER = re.compile(
+    r"^(?!.*\?\s*$)(?:(?!\b(?:[Nn]either|nor|[Ww]hether|[Ii]f|not|cannot|unclear|unsure)\b|n['’]t\b).)*?"
+    r"(?:\b([AB])\s(?:is|was)\s(?:clearly\s|the\s)*better\b(?!\s\w+(?:ed|wn)\b)"
+    r"|\bbetter\s(?:(?:response|answer|one)\s)?is\W{1,3}(?:[Rr]esponse\s)?([AB])\b|\A\W*([AB])\s?>\s?[AB]\W*\Z"
+    r"|\b(?:(?i:winner|verdict)\W{1,4}|I\sprefer\s)(?:[Rr]esponse\s)?([AB])\b)"
 )
 
 
@@ -157,7 +170,9 @@ def read_score(reply: str) -> float | None:
     """A score of 0 to 10 over 10: the last that has a line of its own, else the only one behind a colon, else the only
     one; None where there is none in that range, or one of another range ("4/5")."""
     text = answers.spoken(reply)
-    if own := list(_OWN_LINE.finditer(text)):
+    if bare := _NUMBER.fullmatch(answers.unwrap(text)):
+        found = {float(bare["number"])}
+    elif own := list(_OWN_LINE.finditer(text)):
         found = {float(own[-1]["number"])}
     else:
         stated = list(_SCORE.finditer(text))
@@ -169,14 +184,19 @@ def read_score(reply: str) -> float | None:
 
 def read_better(reply: str) -> str | None:
     """ "A" or "B" where the reply names one of the two and not the other."""
-    named = {(a or b).upper() for a, b in _BETTER.findall(answers.spoken(reply))}
+    text = answers.spoken(reply)
+    found = _BETTER.findall(text) or _BETTER.findall(answers.unwrap(text))
+    sentences = re.split(r"(?<=[.!?;])\s|\n", text) if not found else []
+    found = found or [said.groups("") for said in map(_IS_BETTER.search, sentences) if said]
+    named = {"".join(letters).upper() for letters in found}
     return named.pop() if len(named) == 1 else None
 
 
 def _head(case: Case) -> str:
     """The case as a judge is shown it, its key or reference answer included."""
     options = "\n".join(["\nOptions:", *answers.lettered(case.options)]) if case.options else ""
-    return f"You grade a response to a medical question.\n\nQuestion:\n{case.question}{options}\n\nKey:\n{case.answer}"
+    key = "\nor: ".join(case.golds)
+    return f"You grade a response to a medical question.\n\nQuestion:\n{case.question}{options}\n\nKey:\n{key}"
 
 
 def _digest(*texts: str) -> int:

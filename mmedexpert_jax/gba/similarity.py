@@ -1,4 +1,4 @@
-"""Embedding similarity of open answers: cosine of the answer block and the reference answer."""
+"""Embedding similarity of open answers: cosine of the answer block and the nearest reference answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,8 @@ from mmedexpert_jax.gba.judge_reward import endpoint_of, name_of, report_sent
 
 @dataclass(frozen=True)
 class SimilarityReward:
-    """A reward of all completions of a rollout: the cosine, from 0 on, of the embeddings of answer and reference.
+    """A reward of all completions of a rollout: the cosine, from 0 on, of the embeddings of answer and nearest
+    reference.
 
     It abstains on multiple choice, and where no embedding is to be had; an empty answer is worth 0.
     """
@@ -42,12 +43,13 @@ class SimilarityReward:
             report_sent(cases, texts, self.reported, self.privacy, "the embedder")
         given = [(answers.parse(text).answer or "").strip() for text in texts]
         open_ones = [place for place, case in enumerate(cases) if case.kind == "open"]
-        asked = [text for place in open_ones if given[place] for text in (given[place], cases[place].answer)]
+        asked = [text for place in open_ones if given[place] for text in (given[place], *cases[place].golds)]
         known = dict(zip(asked, self.embed(asked), strict=True)) if asked else {}
         scores: list[float | None] = [None] * len(cases)
         for place in open_ones:
-            pair = known.get(given[place], ""), known.get(cases[place].answer, "")
-            scores[place] = cosine(*pair) if given[place] else 0.0
+            found = [cosine(known.get(given[place], ""), known.get(gold, "")) for gold in cases[place].golds]
+            near = max((score for score in found if score is not None), default=None)
+            scores[place] = near if given[place] else 0.0
         return scores
 
 

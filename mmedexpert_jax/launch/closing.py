@@ -66,40 +66,43 @@ def _ends(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
 
 def compared_runs(folders: Sequence[Path]) -> Rows:
     """Accuracies of evaluations in several runs: a row for each benchmark, run and model, with the paired gain over the
-    benchmark's first row on the items that both have, and their number; none of runs without."""
-    found: dict[str, list[tuple[str, str, Evaluation, str]]] = {}
+    benchmark's first row on the items that both have, and their number; none of runs without. Where runs were scored by
+    different rules, the rule stands beside, and gains are under the first one's, or none."""
+    found: dict[str, list[tuple[str, str, Evaluation]]] = {}
     for folder in folders:
         summary = files.json_or_none(folder / "export" / "summary.json")
-        config = files.json_or_none(folder / "config.json")
         for benchmark, models in summary.items() if isinstance(summary, dict) else ():
             for name in models if isinstance(models, dict) else ():
                 path = rows_path(folder, benchmark, name)
                 if path.exists():
-                    read = Evaluation.read(path)
-                    found.setdefault(benchmark, []).append((str(folder), name, read, _scorer(read, config)))
+                    found.setdefault(benchmark, []).append((str(folder), name, Evaluation.read(path)))
     rows: Rows = []
     for benchmark, evaluations in found.items():
-        _, _, first, scorer = evaluations[0]
-        unlike = len({own for *_, own in evaluations}) > 1
-        for run, model, evaluation, own in evaluations:
+        first = evaluations[0][2]
+        scorers = [_scorer(Path(run), evaluation) for run, _, evaluation in evaluations]
+        for (run, model, evaluation), scorer in zip(evaluations, scorers, strict=True):
             accuracy = evaluation.accuracy()
             row: dict[str, Any] = {"benchmark": benchmark, "run": run, "model": model, "number": str(accuracy["items"])}
-            row |= ({"scorer": own} if unlike else {}) | {"accuracy": result_tables.cell(accuracy)}
-            if own == scorer:
-                rows.append(row if evaluation is first else row | _over(first, evaluation))
-            elif all(scorer in answer.verdicts for answer in evaluation.rows):
-                over = _over(first, evaluation.under(scorer))
-                rows.append(row | over | {"gain": f"{over['gain']} under {scorer}"})
-            else:
-                rows.append(row | {"gain": f"none: {scorer} beside {own}"})
+            row |= {"accuracy": result_tables.cell(accuracy)} | ({"scorer": scorer} if len(set(scorers)) > 1 else {})
+            rows.append(row if evaluation is first else row | _gain(first, scorers[0], evaluation, scorer))
     return rows
 
 
-def _scorer(evaluation: Evaluation, config: Any) -> str:
-    """The name of the verdict in force."""
+def _scorer(folder: Path, evaluation: Evaluation) -> str:
+    """The rule by which a run's rows are right: its judge, or the scorer of its config."""
+    held = files.json_or_none(folder / "config.json") or {}
     if any("judge" in row.verdicts for row in evaluation.rows):
-        return "judge"
-    return str(config.get("scorer") or "strict") if isinstance(config, dict) else "strict"
+        return f"judge {held.get('judge', {}).get('model', '')}".strip()
+    return "" if evaluation.graded else held.get("scorer", "")
+
+
+def _gain(first: Evaluation, wanted: str, second: Evaluation, scorer: str) -> dict[str, Any]:
+    """Cells of `_over`, the second's answers under the scorer of the first; no gain where they lack its verdict."""
+    if scorer == wanted:
+        return _over(first, second)
+    if not all(wanted in row.verdicts for row in second.rows):
+        return {"gain": f"none: {scorer or 'unknown'} beside {wanted or 'unknown'}"}
+    return _over(first, second.under(wanted)) | {"scorer": f"{scorer}; gain: {wanted}"}
 
 
 def _over(first: Evaluation, second: Evaluation) -> dict[str, Any]:

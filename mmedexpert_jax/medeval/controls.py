@@ -63,7 +63,8 @@ class Control:
 
 def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0) -> list[Control]:
     """The items of one control, not asked yet: once, but of "shuffle" once for each rotation of the options. One with
-    an option that names others, such as "A and B" or "none of the above", is not rotated.
+    an option that names others, such as "A and B" or "none of the above", or with several that are letters, is not
+    rotated.
 
     Args:
         name: one of CONTROLS.
@@ -85,6 +86,7 @@ def variants(items: Sequence[Case], name: str, rotations: int = 1, seed: int = 0
     if name == "pairs":
         return [Control(name, tuple(item for pair in near_pairs(looked_at) for item in pair))]
     choices = [item for item in items if _keyed(item) and not any(map(_OF_OTHERS.search, item.options))]
+    choices = [item for item in choices if sum(option.strip(" ().") in tuple(LETTERS) for option in item.options) < 2]
     return [
         Control(name, tuple(_rotated(item, places) for item in choices if places < len(item.options)), places)
         for places in range(1, rotations + 1)

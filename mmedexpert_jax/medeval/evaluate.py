@@ -186,7 +186,10 @@ class Evaluation:
 
 
 def _vote(row: AnswerRow) -> str | None:
-    return None if row.said is None else answers.vote(row.said)
+    if row.said is None:
+        return None
+    word = answers.yes_no(row.said) if answers.yes_no_key(row.answer) else None
+    return word or answers.vote(row.said)
 
 
 def _counted(row: AnswerRow) -> bool:

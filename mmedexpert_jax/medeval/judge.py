@@ -7,12 +7,13 @@ from dataclasses import replace
 from mmedexpert_jax import border
 from mmedexpert_jax.answers import spoken
 from mmedexpert_jax.data.case import GRADED, Case
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.prompt_styles import option_lines
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
+MANY = 8  # replies of which one at least holds a verdict, or the judge cannot be read
 _UNSAID = ("refusal", "content_filter")  # ends of a reply that is no verdict
 # "right" and "left" of the body, "true" and "false" before a part of it, and not a verdict: "the right lung".
 _SIDE = re.compile(
@@ -110,9 +111,25 @@ _CHANGED = re.compile(
 )
 # A verdict behind it, and no remark such as "the right lung".
 _GIVEN = re.compile(r"\b(?:IN)?CORRECT\b|(?i:\b(?:in)?correct\W*\Z)")
-# The verdict of a reply in JSON, whatever its reason says.
+# The verdict of a reply in JSON, whatever its reason says; "answer" and its like may hold what was answered.
 _NAMED = re.compile(
-    r'"(?:(?:final_)?verdict|judge?ment|label|grade|decision)"\s*:\s*"(?P<word>correct|incorrect)"', re.IGNORECASE
+    r"""["'](?:(?:final_|is_)?(?:verdict|judge?ment|correct(?:ness)?)["']\s*:\s*["']?(?P<word>correct|incorrect|true|false|yes|no|1|0)"""
+    r"""|(?:label|grade|decision|answer|result|evaluation|conclusion)["']\s*:\s*["'](?P<said>correct|incorrect))["']?\s*(?=[,}\n]|\Z)""",
+    re.IGNORECASE,
+)
+_YES = ("correct", "true", "yes", "1")
+# "Response: False. Key: False. CORRECT": an answer of a question of yes and no, where the verdict stands in capitals.
+_VALUE = re.compile(
+    r"(?:\b(?:response|key|answer|reference)\s*:\s*[\"'“‘]?|[\"'“‘])(?:true|false)\b[\"'”’]?", re.IGNORECASE
+)
+_CAPITAL = re.compile(r"\b(?:IN)?CORRECT\b")
+# A line that is a verdict in another language and nothing else, perhaps behind "yes" or what it is said of.
+_ABROAD = re.compile(
+    r"(?:(?:该|此|这个)?(?:回答|答案|判定|结论|評価|评价|答え)(?:是|为|は)?|はい|是的|(?:la\s+)?(?:respuesta|réponse|risposta|resposta)"
+    r"(?:\s+(?:es|est|è|é))?|(?:die\s+)?antwort(?:\s+ist)?|ответ|s[ií]|ja|oui|да)?[\s:：,，、]{0,3}"
+    r"(?:(?P<wrong>不正[确確解]|不对|[错錯][误誤]|間違い|incorrect[oae]|incorret[oa]|non\s+corrett[oa]|falsch|неверно|неправильно|오답)"
+    r"|(?P<right>正[确確解]|correct[oae]|corret[oa]|corrett[oa]|richtig|верно|правильно|정답))(?:です|的|입니다)?",
+    re.IGNORECASE,
 )
 # What another says, or what is not so, before the word.
 _DOUBTED = re.compile(
@@ -148,7 +165,8 @@ def judge(
 
     Raises:
         ConfigError: unknown `what`.
-        RemoteError: of the endpoint. A single answer without a verdict is not judged, and keeps what it had.
+        RemoteError: of the endpoint, or none of many replies holds a verdict. A single answer without one is not
+            judged, and keeps what it had.
     """
     if what not in WHAT:
         raise ConfigError(f"config.judge.what={what} is unknown; choose one of {', '.join(WHAT)}")
@@ -163,6 +181,11 @@ def judge(
             unread.append(reply.error or reply.text)
         else:
             rows[names[name]] = replace(row, right=verdict, verdicts={**row.verdicts, "judge": verdict})
+    if len(unread) == len(requests) >= MANY:
+        raise RemoteError(
+            f"none of {len(requests)} replies of {client.endpoint.model} holds a verdict, CORRECT or INCORRECT: "
+            f"{border.shown(unread[0])}; give it more config.judge.max_tokens, or take another judge"
+        )
     if unread:
         say(
             f"the judge gave no verdict on {len(unread)} of {len(requests)} answers, such as "
@@ -180,11 +203,14 @@ def read(text: str) -> bool | None:
     a wrong answer. Of what a judge cannot tell, and of what is said to be correct of something else than the response,
     nothing is read. The right and left of a body are no verdict.
     """
-    if named := {match["word"].lower() for match in _NAMED.finditer(spoken(text))}:
-        return named == {"correct"}
+    if named := {(match["word"] or match["said"]).lower() for match in _NAMED.finditer(spoken(text))}:
+        return named.issubset(_YES)
     text = _bared(spoken(text))
-    lines = [line.strip(" .!:") for line in text.splitlines() if line.strip(" .!:")]
+    lines = [line.strip(" .!:。！：") for line in text.splitlines() if line.strip(" .!:。！：")]
     if not lines or not _WORD.search(text):
+        abroad = {said.lastgroup for said in map(_ABROAD.fullmatch, (*lines[:1], *lines[-1:])) if said}
+        if len(abroad) == 1:
+            return abroad == {"right"}
         return False if _MISMATCH.search(text) else None
     changed = list(_CHANGED.finditer(text))
     rest = text[changed[-1].end() :] if changed else ""
@@ -205,6 +231,7 @@ def read(text: str) -> bool | None:
 def _bared(text: str) -> str:
     """A reply without marks, sides of the body and what is no verdict, and with one for each field."""
     text = re.sub(r"\b(not|never)\s*\n\s*", r"\1 ", _NO_MATTER.sub("", _ECHO.sub(" ", text)), flags=re.IGNORECASE)
+    text = _VALUE.sub(" ", text) if _CAPITAL.search(text) else text
     text = re.sub(r"[*_`\"“”{}\[\]<>#$]|(?<!\w)['’]|['’](?!\w)", " ", text).strip()
     text = _FIELD.sub(lambda field: "correct" if field["yes"] else "incorrect", text)
     text = _IS_NOT.sub(" is incorrect", _CROSSED.sub("incorrect", _SIDE.sub("", text)))
@@ -261,11 +288,11 @@ def _complete(rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
 
 def _request(item: Case, row: AnswerRow) -> Request:
     options = "\nOptions:\n" + "\n".join(option_lines(item)) if item.options else ""
-    key = "\nor: ".join(item.golds)
+    key, said = "\nor: ".join(item.golds), spoken(row.response).strip() or row.response
     text = (
         "You grade answers to medical questions. Say whether the response gives the same final answer as the key; "
         "wording, spelling and extra explanation do not matter, a second and different final answer makes it wrong.\n\n"
-        f"Question:\n{item.question}{options}\n\nKey:\n{key}\n\nResponse:\n{row.response}\n\n"
+        f"Question:\n{item.question}{options}\n\nKey:\n{key}\n\nResponse:\n{said}\n\n"
         "Reply with one word: CORRECT or INCORRECT."
     )
     return Request([{"role": "user", "content": text}])

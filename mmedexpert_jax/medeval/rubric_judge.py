@@ -10,7 +10,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.remote import Client, Request
 
-_MET = re.compile(r"""["']?criteria_met["']?\s*[:=]\s*["']?(true|false)\b""", re.IGNORECASE)
+_MET = re.compile(r"""\bcriteria_met\b["'*_`]{0,3}\s*[:=][\s"'*`]{0,6}(true|false)\b""", re.IGNORECASE)
 # Our words for the authors' grader: the conversation, one criterion with its points, a verdict as JSON.
 _ASKS = """\
 You grade the last turn of a conversation, the assistant's response, by one criterion of a rubric.

@@ -8,7 +8,7 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
-from mmedexpert_jax.statements import WORDS, YES_AND_NO, opening, stated, stated_texts
+from mmedexpert_jax.statements import stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
@@ -17,37 +17,6 @@ _LABELLED = re.compile(r"\(?([A-J])[.):]")
 _TWO_BOXES = re.compile(
     r"\\boxed\s*\{(?P<one>[^{}]*)\}(?!\s*\n\s*\n)(?:[\s$\\()\[\],;./&]|or|and)*"
     r"\\boxed\s*\{(?!(?P=one)\})(?P<two>[^{}]*)\}\W*\Z"
-)
-_CHANGED = re.compile(r"\b(?:wait|actually|sorry|correction|i\s+mean)\b", re.IGNORECASE)
-_NOT = re.compile(
-    r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+|necessarily\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE
-)
-# A reply that ends in its answer: "but the answer to the question is yes", "Is there none? Yes", "answer": true.
-_ENDS_IN = re.compile(
-    r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
-)
-# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
-_NO_ANSWER = re.compile(
-    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
-    r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
-    r"|uploaded|here|with|for|from|so|and|but)\b)"
-    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
-    r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
-    r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
-    r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
-    r"|\bno(?:\.\s?|\s)(?=\d)",
-    re.IGNORECASE,
-)
-# A reply of one that has no image to look at, whatever yes or no it is polite with.
-_IMAGES = r"(?:images?|pictures?|photos?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
-_SEES_NOTHING = re.compile(
-    rf"\bplease\s+(?:upload|provide|attach|share|send)\s+(?:it\b|(?:(?:the|an?|your|another)\s+)?(?:\w+\s+)?{_IMAGES})"
-    rf"|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
-    r"(?:attached|provided|uploaded|included|given|shared)\b"
-    rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
-    re.IGNORECASE,
 )
 READ_WHOLE = ("pmc_vqa",)  # benchmarks whose answers MedEvalKit does not first cut to their tags
 
@@ -170,25 +139,8 @@ def read_official(response: str, count: int) -> str | None:
 
 
 def read_yes_no(response: str, form: str = "tags") -> str | None:
-    """ "yes" or "no", or None.
-
-    The word of either that the answer (`read_text`) ends in behind "the answer is" or a question; the one, in any of
-    the languages of `statements.WORDS`, that opens it and ends its clause, unless both stand side by side; else "yes"
-    or "no" if exactly one of these two stands in it, undenied. Nothing is read of one who sees no image.
-    """
-    text = read_text(response, form) or ""
-    if _SEES_NOTHING.search(text):
-        return None
-    text = answers.unwrap(_NO_ANSWER.sub("", text))
-    said = {word.lower() for word in re.findall(r"\b(?:yes|no)\b", text, re.IGNORECASE)}
-    if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
-        return None
-    first, last = opening(text), _ENDS_IN.search(text)
-    if last and not (first and last[0].startswith("?")):  # "Yes. Is this urgent? No." has answered before
-        return WORDS[last[1].lower()]
-    if first:
-        return first[1]
-    return said.pop() if len(said) == 1 and not _NOT.search(text) else None
+    """ "yes" or "no", as `answers.yes_no` reads it in the answer (`read_text`), or None."""
+    return answers.yes_no(read_text(response, form) or "")
 
 
 def read_text(response: str, form: str = "tags") -> str | None:

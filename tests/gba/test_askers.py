@@ -198,6 +198,16 @@ def test_a_judge_that_answers_nonsense_abstains(tmp_path, reply):
         assert judge(endpoint_asker(endpoint(server), tmp_path / "j.sqlite"))([CHOICE], ["x"]) == [None]
 
 
+def test_all_accepted_answers_are_known_to_judge_and_embedder():
+    case = Case("o", "Which?", (), "myocardial infarction", kind="open", columns={"accepted": ["heart attack"]})
+    asked = []
+    judge(lambda texts: asked.extend(texts) or ["Score: 7"])([case], ["x"])
+    assert "Key:\nmyocardial infarction\nor: heart attack\n" in asked[0]
+    vectors = {"myocardial infarction": "[1, 0]", "heart attack": "[0, 1]"}
+    similar = SimilarityReward(lambda texts: [vectors[text] for text in texts], sends=False)
+    assert similar([case, case], [said("heart attack"), said("myocardial infarction")]) == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("vector", [[], "[1, 2]", [1, None], [float("nan"), 1.0], {"a": 1}, None, [True, False]])
 def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
     with Loopback(embed=lambda body: vector) as server:

@@ -559,6 +559,11 @@ def test_the_metrics_of_the_default_rewards_are_those_that_never_abstain():
         ("Score: 9 (Glasgow coma score 3)", 0.9), ("Score: 3. A perfect Score: 10 would need more.", None),
         ("The Glasgow coma score is 3.\n**Score: 9/10**\nSound.", 0.9), ("Score: 7 - sound", 0.7), ("Score:\n7", 0.7),
         ("Score: 7.", 0.7),
+        # a reply that is nothing else, and sentences
+        ("6", 0.6), ("9/10", 0.9), ("[[7]]", 0.7), ("\\boxed{7}", 0.7), ("Rating: 3/10", 0.3), ("评分：7", 0.7),
+        ("The score is 4 because the dose is missing.", 0.4), ("I would give 7 out of 10.", 0.7), ("Grade: 5", 0.5),
+        ("Gleason score is 7.\nScore: 3", 0.3), ("4/5", None), ("Rating: 85", None), ("7 or 8", None), ("2024", None),
+        ("The pain of 8/10 is missed.", None), ("Grade 3 tumour was missed", None), ("I would give 5 mg.", None),
     ],
 )  # fmt: skip
 def test_a_score_is_read_or_the_judge_abstains(reply, score):
@@ -578,6 +583,21 @@ def test_a_score_is_read_or_the_judge_abstains(reply, score):
         ("Better: A, though B is longer", "A"),
         ("both", None),
         ("", None),
+        # in the words of the prompt
+        ("Better: Response A", "A"),
+        ("Response B is better because it does not err.", "B"),
+        ("Compared with A, B is better.", "B"),
+        ("The better response is A.", "A"),
+        ("B > A", "B"),
+        ("\\boxed{A}", "A"),
+        ("Winner: B", "B"),
+        ("Better: A. In style B is better.", "A"),
+        ("Better: Response A or Response B", None),
+        ("A is better in style. B is better overall.", None),
+        ("Neither A nor B is better", None),
+        ("It is unclear whether A is better.", None),
+        ("Is A better?", None),
+        ("Hepatitis A is better known", None),
     ],
 )
 def test_a_comparison_is_read_or_the_judge_abstains(reply, better):

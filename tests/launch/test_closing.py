@@ -2,12 +2,13 @@
 
 import shlex
 import sys
+from dataclasses import replace
 
 import pytest
 
 from mmedexpert_jax.config.job_config import load_config
 from mmedexpert_jax.data.case import SPECIALTIES
-from mmedexpert_jax.launch.closing import closing, result, sentence
+from mmedexpert_jax.launch.closing import closing, compared_runs, result, sentence
 from mmedexpert_jax.launch.held_out import first_and_last, gain
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import rows_path
@@ -57,6 +58,24 @@ def evaluated(folder, models):
             evaluation.write(path)
         files.write_json(folder / "export" / "summary.json", {"mmedexpert_mini": {name: {} for name in models}})
         run.finish({})
+
+
+def test_runs_are_compared_under_one_scorer(tmp_path):
+    for name, scorer, judge in (("a", "strict", ""), ("b", "medevalkit", ""), ("c", "strict", "gpt")):
+        rows = [
+            replace(row, right=scorer == "medevalkit", verdicts={"strict": False, "medevalkit": True})
+            for row in BEFORE.rows
+        ]
+        if judge:
+            rows = [replace(row, verdicts=row.verdicts | {"judge": row.right}) for row in rows]
+        evaluated(tmp_path / name, {"m": Evaluation(tuple(rows))})
+        files.write_json(tmp_path / name / "config.json", {"scorer": scorer, "judge": {"model": judge}})
+    first, second, third = compared_runs([tmp_path / name for name in "abc"])
+    assert first["scorer"] == "strict" and second["scorer"] == "medevalkit; gain: strict"
+    assert second["accuracy"].value == 1 and second["gain"].value == 0
+    assert third["scorer"] == "judge gpt; gain: strict"
+    assert compared_runs([tmp_path / "c", tmp_path / "a"])[1]["gain"] == "none: strict beside judge gpt"
+    assert "scorer" not in compared_runs([tmp_path / "a", tmp_path / "a"])[0]
 
 
 def test_training_says_before_after_and_the_gain(tmp_path):

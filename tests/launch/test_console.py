@@ -265,11 +265,11 @@ def test_items_are_paired_by_content_under_one_scorer(scorers, tmp_path):
         (tmp_path / name / "export" / "summary.json").write_text(json.dumps({"mine": {"model": {}}}))
     first, second = compared_runs([tmp_path / "a", tmp_path / "b"])
     if scorers[0] == "medxpertqa":
-        assert second["gain"] == "none: medxpertqa beside strict"
+        assert second["gain"] == "none: strict beside medxpertqa"
         return
     gain = str(second["gain"])
     assert gain.startswith("+0.0 [+0.0, +0.0]") and second["items of both"] == "40"
-    assert gain.endswith(" under strict") == (scorers[0] != scorers[1]) == ("scorer" in first)
+    assert (second.get("scorer") == "medevalkit; gain: strict") == (scorers[0] != scorers[1]) == ("scorer" in first)
 
 
 def test_a_folder_that_is_gone_and_a_config_that_is_damaged_are_named(tmp_path, monkeypatch, capsys):

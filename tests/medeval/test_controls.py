@@ -131,6 +131,11 @@ def test_an_option_that_names_others_is_not_rotated(option):
     assert len(control.items) == (0 if option in OTHERS else 2)
 
 
+def test_options_that_are_letters_are_not_rotated():
+    (control,) = variants([replace(item(0), options=("A", "B", "AB", "O")), item(1)], "shuffle")
+    assert [one.id for one in control.items] == [item(1).id]
+
+
 def controls(say, *names, rotations=1):
     return [asked(one, say) for name in names for one in variants(ITEMS, name, rotations)]
 

@@ -1,10 +1,16 @@
 """The verdict that is read in a judge's reply: what a person would say it says."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedexpert_jax.medeval.judge import read
+from mmedexpert_jax.data.case import Case
+from mmedexpert_jax.errors import RemoteError
+from mmedexpert_jax.medeval.evaluate import Evaluation, judged
+from mmedexpert_jax.medeval.judge import judge, read
+from mmedexpert_jax.rollout import Reply
 
 RIGHT = (
     "Let me review the response. Option C is wrong for other reasons.\n\nCORRECT",
@@ -204,6 +210,65 @@ NOTHING = (
     "The question has no correct option.",
     "Correct, possibly.",
 )
+
+# JSON by booleans, answers of yes and no beside the verdict, other languages
+SAID = (
+    ('{"reason": "No contradiction; wrong units are ignored.", "correct": true}', True),
+    ('{"answer": "CORRECT", "reason": "does not differ"}', True),
+    ('{"answer": "no", "verdict": "CORRECT"}', True),
+    ('{"answer": "yes", "key": "no", "correct": false}', False),
+    ("{'is_correct': False, 'why': 'correct organ, other side'}", False),
+    ("Response: False. Key: False. CORRECT", True),
+    ("The response says 'False' and the key is 'No', so CORRECT.", True),
+    ("Response: 'True'. Key: 'No'. INCORRECT", False),
+    ("It is false that the response is CORRECT.", False),
+    ("回答正确。", True),
+    ("不正确", False),
+    ("正确答案是肝脏", None),
+    ("不完全正确", None),
+    ("Correcto", True),
+    ("Correcto, pero falta el lado", None),
+    ("La respuesta es incorrecta.", False),
+    ("Richtig", True),
+    ("Die Antwort ist nicht richtig.", None),
+    ("はい、正解です", True),
+    ("不正解です", False),
+)
+
+
+@pytest.mark.parametrize(("reply", "verdict"), SAID)
+def test_a_verdict_in_json_beside_answers_or_in_another_language(reply, verdict):
+    assert read(reply) is verdict
+
+
+class Judge:
+    """Replies the same to all that it is asked."""
+
+    endpoint = SimpleNamespace(model="thinker")
+
+    def __init__(self, text):
+        self.text, self.asked = text, []
+
+    def ask(self, requests):
+        self.asked = [request.messages[0]["content"] for request in requests]
+        return [SimpleNamespace(text=self.text, finish="length", error="") for _ in requests]
+
+
+def _asked(judge_, count, response="<think>It may be gout.</think><answer>lupus</answer>"):
+    items = {str(n): Case(str(n), "Which?", (), "gout", kind="open") for n in range(count)}
+    rows = [row for item in items.values() for row in judged(item, [Reply(response, 1, False)])]
+    return judge(judge_, items, Evaluation(tuple(rows)))
+
+
+def test_a_judge_without_one_verdict_in_eight_replies_is_an_error():
+    assert len(_asked(Judge("<think>Hmm"), 7).rows) == 7
+    with pytest.raises(RemoteError, match=r"none of 8 replies of thinker .*config\.judge\.max_tokens"):
+        _asked(Judge("<think>Hmm"), 8)
+
+
+def test_a_judge_is_not_sent_the_reasoning():
+    _asked(one := Judge("CORRECT"), 1)
+    assert "<answer>lupus</answer>" in one.asked[0] and "It may be" not in one.asked[0]
 
 
 @pytest.mark.parametrize("reply", RIGHT)
