@@ -157,7 +157,7 @@ def estimate(
     chex.assert_rank(values, 3)
     _check_size(values.shape[1])
     given = np.asarray(values, np.float32), np.asarray(weights, np.float32), eps, ddof
-    known = told(function or estimator(name), np.ones(values.shape[:2], int) if lengths is None else lengths)
+    known = with_lengths(function or estimator(name), np.ones(values.shape[:2], int) if lengths is None else lengths)
     with np.errstate(invalid="ignore", divide="ignore"):
         advantages = known(*given) if name in ESTIMATORS else _of_own(name, known, *given)
     return np.nan_to_num(advantages, nan=0.0).astype(np.float32)
@@ -168,7 +168,7 @@ def estimator(name: str, files: Files | None = None) -> Estimator:
     return find_function(name, ESTIMATORS, "config.advantage_scale", files)
 
 
-def told(function: Estimator, lengths: np.ndarray) -> Estimator:
+def with_lengths(function: Estimator, lengths: np.ndarray) -> Estimator:
     """The estimator, with the completions' tokens [N, G] where it has a parameter for them."""
     return partial(function, lengths=lengths) if "lengths" in inspect.signature(function).parameters else function
 

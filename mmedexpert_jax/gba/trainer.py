@@ -20,7 +20,15 @@ from mmedexpert_jax.data.order import fingerprint
 from mmedexpert_jax.data.prompts import question
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards as reward
-from mmedexpert_jax.gba.advantages import Estimator, domain_weighted, estimate, estimator, new_counts, told, totals
+from mmedexpert_jax.gba.advantages import (
+    Estimator,
+    domain_weighted,
+    estimate,
+    estimator,
+    new_counts,
+    totals,
+    with_lengths,
+)
 from mmedexpert_jax.gba.ahead import Ahead
 from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected, tell_equal
@@ -284,11 +292,11 @@ def _try_out(config: ConfigDict, files: Files) -> None:
         given = {name: jax.device_put(logprobs) for name, is_there in there.items() if is_there and terms}
         return traced(Tokens(jax.device_put(logprobs), **given), advantages, mask)
 
+    def advantage() -> np.ndarray:
+        return np.asarray(with_lengths(estimator(config.advantage_scale, files), lengths)(values, weights, eps, ddof))
+
     calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
-        "advantage_scale": (
-            lambda: np.asarray(told(estimator(config.advantage_scale, files), lengths)(values, weights, eps, ddof)),
-            (2, 2),
-        ),
+        "advantage_scale": (advantage, (2, 2)),
         "surrogate": (functools.partial(loss, False), ()),
         "terms": (functools.partial(loss, True), ()),
     }
