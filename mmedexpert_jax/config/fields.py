@@ -17,8 +17,9 @@ from mmedexpert_jax.errors import ConfigError
 SPECIALTIES = ("AM", "CAH", "BS", "CSI")  # section 3.1
 BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
 HUB = "hub:"  # begins one that names a data set of the hub
-# Fields of GBA that runs and stages were saved without, and the values that leave what these did as it was.
-LATER: dict[str, Any] = {"filter.online": False, "terms": []}
+# Fields of GBA and of evaluations that runs and stages were saved without, and the values that leave what these did as
+# it was.
+LATER: dict[str, Any] = {"filter.online": False, "terms": [], "judge.effort": "", "judge.max_tokens": 2048}
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")  # owner/name[@revision]
 
 

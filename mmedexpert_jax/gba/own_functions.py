@@ -53,15 +53,20 @@ def weighted(spec: str, field: str) -> tuple[str, str, float]:
     return path.strip(), path.strip().replace(":", ".").rpartition(".")[2], number
 
 
+def module_of(spec: str) -> str:
+    """The file or module of "path.py:function" or "module.function"."""
+    return os.path.expanduser(spec.strip().rpartition(":" if ".py:" in spec else ".")[0])
+
+
 def load_function(spec: str, place: str, files: Files | None = None) -> Callable[..., Any]:
     """The function that "module.function" or "path.py:function" names, of `files` where its file was run before.
 
     Raises ConfigError that begins with `place`.
     """
-    file, _, name = spec.strip().rpartition(":") if ".py:" in spec else spec.strip().rpartition(".")
+    file, name = module_of(spec), re.split("[:.]", spec.strip())[-1]
     try:
         if file.endswith(".py"):
-            module = _ran(Path(file).expanduser(), {} if files is None else files)
+            module = _ran(Path(file), {} if files is None else files)
         else:
             module = importlib.import_module(file)
         if (function := getattr(module, name, None)) is None:

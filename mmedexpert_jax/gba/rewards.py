@@ -1,6 +1,7 @@
 """r(p, y) of equation 4: small functions, each a number for one completion, and their weighted sum."""
 
 import inspect
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba.advantages import totals
 from mmedexpert_jax.gba.calls import Call, call_all
-from mmedexpert_jax.gba.own_functions import LARGEST, Files, load_function, weighted
+from mmedexpert_jax.gba.own_functions import LARGEST, Files, load_function, module_of, weighted
 from mmedexpert_jax.runtime import processes
 from mmedexpert_jax.statements import stated
 
@@ -98,7 +99,8 @@ class WeightedReward:
     # is called `cases`, `f(cases, texts, *, paradigms, lengths, truncated, max_new_tokens)` for all of a rollout at
     # once. Either may be `async`. It gives a number, or None to abstain.
     function: Reward
-    own: bool = False  # a user's function, which is called in parallel, timed and tried again; ours are pure and fast
+    # the file or module of a user's function, which is called in parallel, timed and tried again; "": it is ours
+    own: str = ""
 
     @property
     def whole(self) -> bool:
@@ -155,7 +157,7 @@ def _custom(spec: str, files: Files) -> WeightedReward:
     """A user's function from "module.function=weight" or "path.py:function=weight"."""
     path, name, number = weighted(spec, "config.rewards.functions")
     place = f"config.rewards.functions: {border.shown(spec)}"
-    reward = WeightedReward(name, number, load_function(path, place, files), own=True)
+    reward = WeightedReward(name, number, load_function(path, place, files), own=os.path.realpath(module_of(path)))
     keywords = ("paradigms", "lengths") if reward.whole else ("paradigm", "length")
     _check_takes(reward.function, ("cases" if reward.whole else "case", "text"), keywords, place)
     return reward
@@ -313,13 +315,20 @@ def _columns(
 ) -> list[list[float]]:
     """The values of each function for this process's `own` completions; NaN where it abstains.
 
-    Users' functions and what asks an endpoint run beside each other. A model in process waits for its turn, since two
-    threads would start collectives in an order of their own.
+    Users' functions of different files and what asks an endpoint run beside each other; functions of one file, which
+    may share what it holds, take turns. So does a model in process, since two threads would start collectives in an
+    order of their own.
     """
     asked = {place: completions if processes.is_writer() else () for place, one in enumerate(rewards) if one.asks}
     given = {place: asked.get(place, completions[own]) for place in range(len(rewards))}
-    beside = [place for place, one in enumerate(rewards) if (one.own or one.asks) and given[place]]
-    turns = [beside] * bool(beside) + [[place] for place in given if place not in beside and given[place]]
+    beside: dict[int, list[int]] = {}  # turn -> rewards
+    met = Counter[str]()
+    for place, one in enumerate(rewards):
+        if (one.own or one.asks) and given[place]:
+            beside.setdefault(met[one.own] if one.own else 0, []).append(place)
+            met[one.own] += 1
+    alone = [[place] for place, one in enumerate(rewards) if not (one.own or one.asks) and given[place]]
+    turns = [beside[turn] for turn in sorted(beside)] + alone
     columns: dict[int, list[float]] = {place: [] for place in given}
     for turn in turns:
         calls = [_calls(rewards[place], given[place], max_new_tokens) for place in turn]
@@ -344,7 +353,7 @@ def _calls(reward: WeightedReward, completions: Sequence[Mapping[str, Any]], max
     arguments: dict[str, Any] = {many: [one[name] for one in completions] for many, name in names.items()}
     arguments |= {"truncated": [one["truncated"] for one in completions], "max_new_tokens": max_new_tokens}
     cases, texts = arguments.pop("cases"), arguments.pop("texts")
-    return [Call(partial(reward.function, cases, texts, **arguments), f"reward {reward.name}", reward.own)]
+    return [Call(partial(reward.function, cases, texts, **arguments), f"reward {reward.name}", bool(reward.own))]
 
 
 def _values(reward: WeightedReward, completions: Sequence[Mapping[str, Any]], given: Any) -> list[float]:

@@ -207,9 +207,11 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     # a matrix in use and the next; a sampler sends rows to the weights, and has deltas whole (models/sharded.py)
     gathered = {}
     if sharded:
-        matrices = [leaf for leaf in _leaves(_Itself(weights)) if len(leaf.shape) > 1]
-        widest = max(leaf.bytes(whole_rows) for leaf in matrices if stacked_name(leaf.name)[1] is not None)
-        gathered = {"gathered weights": 2 * widest + (0 if full else size(trained))}
+        matrices: Counter[str] = Counter()  # bytes, of quantised ones with their scales
+        for leaf in _leaves(_Itself(weights)):
+            if stacked_name(leaf.name)[1] is not None:
+                matrices[leaf.name.removesuffix(".codes").removesuffix(".scale")] += leaf.bytes(whole_rows)
+        gathered = {"gathered weights": 2 * max(matrices.values()) + (0 if full else size(trained))}
     # as the sampler folds deltas (rollout/generate.py): into float32, and not into small weights
     folds = dtype == "float32" and config.model.quantize == "none"
     copy = {"policy's copy": policy} if full or folds else {}

@@ -409,7 +409,7 @@ def _drift(saved: dict, wanted: dict) -> dict[str, tuple[Any, Any]]:
     """{key: (saved, wanted)} of the fields that differ; "(absent)" stands for a field that one side lacks, of those
     that came later the value that says what was done before."""
     old, new = dict(flatten(saved)), dict(flatten(wanted))
-    lacking = {key: LATER.get(key.removeprefix("gba."), "(absent)") for key in [*old, *new]}
+    lacking = {key: LATER.get(key.removeprefix("gba.").removeprefix("evaluate."), "(absent)") for key in [*old, *new]}
     pairs = {key: (old.get(key, lack), new.get(key, lack)) for key, lack in lacking.items()}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

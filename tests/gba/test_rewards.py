@@ -215,8 +215,7 @@ def test_the_functions_of_a_file_share_what_it_holds(tmp_path, monkeypatch):
     functions = ("mine.py:sizes", f"{tmp_path}/mine.py:empty")
     scoring = rewards.from_config(config(**{"rewards.functions": functions}), files=files)[-2:]
     assert Path.cwd() == tmp_path
-    one_by_one = rewards.score(scoring, rollout(["a", "abc"]), 100, workers=1)  # else `empty` may be called first
-    assert one_by_one.values.tolist() == [[[1.0, 2.0], [3.0, 2.0]]]
+    assert rewards.score(scoring, rollout(["a", "abc"]), 100).values.tolist() == [[[1.0, 2.0], [3.0, 2.0]]]
     assert Path.cwd() == tmp_path
     own = estimator("mine.py:mean", files)
     given = np.zeros((1, 2, 1)), np.ones(1), "mine.py:mean"
@@ -301,11 +300,12 @@ def test_calls_run_beside_each_other(monkeypatch):
 
 
 def test_functions_run_beside_each_other_and_beside_a_judge(monkeypatch):
-    """Two functions and an endpoint's judge wait for each other; their columns stand in the order of the rewards."""
+    """Functions of two files and an endpoint's judge wait for each other; columns stand in the order of the rewards."""
     barrier = threading.Barrier(3)
     monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))
+    monkeypatch.setitem(sys.modules, "other", other := types.ModuleType("other"))
     module.meets = lambda case, text, **_: 2 + 0 * barrier.wait(20)
-    module.whole = lambda cases, texts, **_: [3 + 0 * barrier.wait(20)]
+    other.whole = lambda cases, texts, **_: [3 + 0 * barrier.wait(20)]
 
     class Judge:
         sends = True
@@ -313,7 +313,7 @@ def test_functions_run_beside_each_other_and_beside_a_judge(monkeypatch):
         def __call__(self, cases, texts, **_):
             return [4 + 0 * barrier.wait(20)]
 
-    own = rewards.from_config(config(**{"rewards.functions": ("own.meets", "own.whole")}))
+    own = rewards.from_config(config(**{"rewards.functions": ("own.meets", "other.whole")}))
     scoring = (own[0], rewards.WeightedReward("judge", 1.0, Judge()), *own[1:])
     names = [reward.name for reward in scoring]
     values = dict(zip(names, rewards.score(scoring, rollout(["x"]), 100).values[0, 0].tolist(), strict=True))
