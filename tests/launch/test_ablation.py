@@ -330,3 +330,5 @@ def test_fields_that_came_later_leave_the_stages_of_before_theirs():
     )
     found = stage_cache.hashed_fields(changed)
     assert found["filter.online"] is True and found["terms"] == ["own.py:f=0.1"]
+    hashed = stage_cache.hashed_fields(load_config("configs/evaluate.py"))
+    assert hashed["judge.what"] and not {"judge.effort", "judge.max_tokens"} & {*hashed}

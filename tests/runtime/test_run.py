@@ -359,17 +359,27 @@ def test_a_plan_refuses_a_place_that_cannot_be_written(tmp_path, monkeypatch):
         refuse_folder(tmp_path / "run", "gba")
 
 
-@pytest.mark.parametrize("prefix", ["", "gba."])
-def test_a_run_from_before_a_field_came_goes_on_under_its_default(tmp_path, prefix):
-    def config(**later):
-        return {"job": "pipeline", "gba": {"lr": 0.1, **later}} if prefix else {"job": "gba", **later}
+@pytest.mark.parametrize(
+    ("job", "prefix", "later", "changed"),
+    [
+        ("gba", "", {"terms": [], "filter": {"online": False}}, {"terms": ["own.py:f"]}),
+        ("pipeline", "gba.", {"terms": [], "filter": {"online": False}}, {"terms": ["own.py:f"]}),
+        ("pipeline", "evaluate.", {"judge": {"effort": "", "max_tokens": 2048}}, {"judge": {"max_tokens": 9}}),
+    ],
+)
+def test_a_run_from_before_a_field_came_goes_on_under_its_default(tmp_path, job, prefix, later, changed):
+    def config(fields):
+        group = {"limit": 3, **fields}
+        return {"job": job, **({prefix.rstrip("."): group} if prefix else group)}
 
-    with contextlib.suppress(Interrupted), Run.open(tmp_path, config()):
+    with contextlib.suppress(Interrupted), Run.open(tmp_path, config({})):
         raise Interrupted("cut", 15)
-    with Run.open(tmp_path, config(terms=[], filter={"online": False})):
+    with Run.open(tmp_path, config(later)):
         pass
-    with pytest.raises(ConfigError, match=rf"{prefix}terms was \[\], now \['own.py:f'\]"):
-        Run.open(tmp_path, config(terms=["own.py:f"]))
+    with pytest.raises(
+        ConfigError, match=rf"{prefix}(terms was \[\], now \['own.py:f'\]|judge.max_tokens was 2048, now 9)"
+    ):
+        Run.open(tmp_path, config(changed))
 
 
 def test_a_finished_run_exports_again_what_is_gone(tmp_path):
