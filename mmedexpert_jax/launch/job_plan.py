@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import named_path
 from mmedexpert_jax.config.job_config import fields, read_config
+from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.config.validate import REMOTE_MODEL, parts_of
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases
 from mmedexpert_jax.data.case import SPLITS, Case
@@ -109,11 +111,20 @@ def preflight(config: ConfigDict) -> None:
             if stage.job == "gba" and split == "train":
                 from mmedexpert_jax.gba import trainer
 
-                trainer.preflight(stage, cases)
+                try:
+                    trainer.preflight(stage, cases)
+                except ConfigError as error:
+                    raise ConfigError(_as_given(str(error), config)) from error
     if "model" in config and Path(config.model.path).expanduser().is_dir():
         from mmedexpert_jax.plan.architecture import architecture
 
         architecture(config.model.path)
+
+
+def _as_given(message: str, config: ConfigDict) -> str:
+    """An error of GBA in the words of the config at hand: "config.gba.lr" where that has several stages."""
+    own = rf"\bconfig\.(?!(?:{'|'.join(SHARED)})\b)"
+    return re.sub(own, "config.gba.", message) if config.job in STAGED else message
 
 
 def check_models(config: ConfigDict) -> None:

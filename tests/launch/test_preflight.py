@@ -245,6 +245,13 @@ def test_a_plan_is_one_screen_and_says_what_was_set_and_what_it_takes(capsys):
     assert "lr 1e-06 (appendix B) hardly moves LoRA deltas" in out
 
 
+@pytest.mark.parametrize("job", ["pipeline", "ablation"])
+def test_a_field_of_one_of_several_stages_is_named_as_it_is_given(job, capsys):
+    arguments = [f"--config=configs/{job}.py", "--config.gba.surrogate=clp", "--config.plan=True"]
+    assert main(arguments) == 2
+    assert "error: config.gba.surrogate='clp' is unknown; did you mean clip?" in capsys.readouterr().err
+
+
 JOBS = ("gba:mini", "dsa:mini", "evaluate:mini", "pipeline:mini", "ablation:mini")
 PLANS = """
 import sys
