@@ -95,7 +95,7 @@ def test_devices_of_a_plan_are_those_whose_memory_is_known():
         named_devices("b200")
     listed = re.search(r"give (.*) and a number", str(caught.value)).group(1)
     assert re.findall(r"\w+\d\w*", listed) == list(hardware.MEMORY)
-    assert all(named_devices(f"{kind}-8") == (kind, 8) for kind in hardware.MEMORY)
+    assert all(named_devices(f"{kind}x8") == (kind, 8) for kind in hardware.MEMORY)
 
 
 def test_no_number_takes_what_has_no_meaning(capsys, tmp_path, monkeypatch):
