@@ -1,6 +1,6 @@
 """The recipe of the embedded `mini` model (weights in mmedexpert_jax/assets/mini), in two runs, `text` and then `mini`.
 
-On two idle cores the first takes about 50 minutes, the second about 25. The weights that ship were made in pieces, each
+On two idle cores the first takes under 50 minutes, the second about 25. The weights that ship were made in pieces, each
 with a fresh optimizer: 1,000 steps; 200 with seed=7, pictured_share=0.6; 160 with seed=8 and 0.375; 360 with seed=9.
 """
 
