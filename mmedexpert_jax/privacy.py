@@ -32,7 +32,8 @@ _MONTH = (
 _WORD = r"[A-ZÀ-Þ][\w'’-]*\w"
 _ANY = r"[A-Za-zÀ-ÿ][\w'’.-]*"
 _PARTICLE = r"(?:(?:van|von|der|den|de|del|della|di|da|dos|du|la|le|bin|ibn|zu|ter)[^\S\n]+|al-|el-|[dlO]['’])"
-_HEAD = rf"(?:(?:med|univ|dent|habil|phil|rer|nat)\. |[A-Z]\. ?|[B-HJ-WYZ] )*{_PARTICLE}*"  # "med. univ.", initials
+# "med. univ.", initials, and not the kind of a cell
+_HEAD = rf"(?:(?:med|univ|dent|habil|phil|rer|nat)\. |[A-Z]\. ?|[B-HJ-WYZ] (?!Cell|Lymph))*{_PARTICLE}*"
 # a third word of a name has small letters: an abbreviation behind a name is none of it
 _THIRD = r"(?:[^\S\n]+[A-ZÀ-Þ][\w'’-]*[a-zß-ÿ]\b)?"
 _LAST = rf"[^\S\n]+(?:[A-Z]\. ?)*{_PARTICLE}*{_WORD}{_THIRD}"
@@ -43,6 +44,8 @@ _SCORED = "".join(
     for word in ("apgar", "apgar score", "apgar scores", "apgar scores were", "apgar score of", "grade", "ratio")
     for mark in (" ", ": ")
 )
+# figures that are scores there: none has a leading zero, as "12/03/19" has
+_SCORES = r"(?:(?:[1-9]|10)[./-]){2}[1-9]\d?(?!\d)"
 _NO = r"(?:no|nr|num|number|nummer|id)\b\.?"
 # labels of numbers that mean nothing else in a clinical text, and those that need "no", "#" or a colon behind them
 _SURE = (
@@ -59,25 +62,34 @@ _CLINICAL = (
     r"COVID-\d+|H\d{1,2}N\d{1,2}|[Tt]\d[a-c]?N\d[a-c]?(?:M\d)?|Ki-?67|p53|G\d{1,2}P\d{1,2})(?!\w)(?![-/][\w/-]*\d)"
 )
 _AGE = r"\d{1,3}[ -]?(?:year|yr|y/o|yo\b|month|week|day|jahr)|(?:19|20)\d\d(?![\w/-])"
-_BONE = r"(?:Foley|Radius|Humer[iu]|Femur|Tibia|Fibula|Ulna|Patella|Clavicula|Becken)"  # behind a fracture, or a size
+_BONE = (  # behind a fracture, or a size
+    r"(?:Foley|Sheath|Catheter|Dilator|Radius|Humer[iu]|Femur|Tibia|Fibula|Ulna|Patella|Clavicula|Becken|Rippen?\b|"
+    r"Schenkelhals|(?:Ober|Unter)schenkel|Hüft|Lenden)"
+)
 _SERUM = (  # of which "Sr." is no man's title
     r"(?:Creatin\w+|Bilirub\w+|Sodium|Potassium|Calcium|Chlorid\w+|Magnes\w+|Phosph\w+|Album\w+|Globul\w+|Protein\w*|"
-    r"Ure\w+|Uric|Iron|Ferritin|Transferrin|Amylase|Lipase|Lactate|Electrol\w+|Glucose|Cholest\w+|Triglyc\w+|Cortisol|"
+    r"Urea|Uric|Iron|Ferritin|Transferrin|Amylase|Lipase|Lactate|Electrol\w+|Glucose|Cholest\w+|Triglyc\w+|Cortisol|"
     r"Insulin|Prolactin|Testost\w+|Vitamin|Folate|Copper|Zinc|Cerulo\w+|Osmol\w+|Ammonia|Bicarb\w*|LDH|TSH|CRP|PSA|AFP|"
     r"CEA|CK|CPK|AL[TP]|AST|ACE|LH|FSH|Na|K|Mg|Ca|B12|T[34])\b"
 )
 # in capitals before a name in capitals alone: MS, MR and DR are diseases and scans, which may end a sentence
 _TITLE = (
     r"(?:(?:MRS?|MS|DR)(?=\.[^\S\n]*(?:[A-Z]\. ?)*[A-ZÀ-Þ]{4})|PROF(?=\.)|"
-    rf"Mr|Mrs|Ms|Miss|Mx|Drs?|Prof|Professor|Herrn?|Hr\.|Frau|(?<!\d)(?<!\d )Fr\.(?! ?{_BONE})|Mme|Mlle|Monsieur|"
+    rf"Mr|Mrs|Ms|Miss|Mx|Drs?|Prof|Professor|Herrn?|Frau|Mme|Mlle|Monsieur|"
+    rf"(?<!\d)(?<!\d[ -])(?:(?<!per )Hr\.|Fr\.(?! ?{_BONE}))|"
     rf"Madame|Señora?|Sra\.|Sr\.(?! ?{_SERUM})|"
     r"[Nn]urse(?! Practitioner| An[ae]|-))"
 )
 _DEPARTMENT = (  # what stands behind a role and is nobody
     r"(?:(?:\w+(?:al|ar|ic|ive|ency)|Family|Acute|Trauma) (?:Department|Team|Service|Care|Unit|Clinic)|"
-    r"(?:(?:\w+(?:al|ar|ic|ive|ency)|Family|Acute|Trauma) )?(?:\w+(?:ology|iatry|iatrics|surgery)|Surgery|Medicine))\b"
+    r"(?:(?:\w+(?:al|ar|ic|ive|ency)|Family|Acute|Trauma) )?(?:\w+(?:ology|iatry|iatrics|surgery)|Surgery|Medicine)"
+    r"(?: (?:Department|Team|Service|Care|Unit|Clinic))?)\b"
 )
 _ANYBODY = r"(?:Alert|Awake|Stable|\w+ (?:Woman|Man|Male|Female|Boy|Girl|Infant))\b"
+# "PAT" is a tachycardia, too
+_OF_NAME = rf"\s*[:=]\s*(?-i:{_TITLE}(?!\w)|{_PARTICLE}*{_WORD},)"
+# before an MD that is the doctor on call, or a dystrophy, a degeneration or a depression
+_NOTE, _DISEASE = r"(?:Acute|Chronic|Call|Page|Notify|Predni)", r"(?:D(?:eg|ev|ep|is|ys)|\w+(?:itis|cular)\b)"
 _ROLE = (
     r"(?:attending|(?:referring |family |treating )?physician|radiologist|pathologist|surgeon|consultant|doctor|"
     r"provider|gp|arzt|ärztin|hausarzt|next of kin|signed|befundet von)\s*[:=]|"
@@ -97,8 +109,9 @@ PATTERNS: dict[str, re.Pattern] = {
     ),
     "date": re.compile(
         rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?|"
-        rf"{_SCORED}\b(?:{_DAY}[./-]{_NUMBERED}|{_NUMBERED}[./-]{_DAY})[./-](?:{_YEAR}|\d\d)"
-        rf"(?![\d./-]| ?(?:[mnk]g|mcg|ml|mm|cm|units?|years?|weeks?|months?|days?|hours?|min(?:utes?)?)\b)|"
+        rf"(?:{_SCORED}|\b(?!{_SCORES}))\b(?:{_DAY}[./-]{_NUMBERED}|{_NUMBERED}[./-]{_DAY})[./-](?:{_YEAR}|\d\d)"
+        rf"(?![\d./-]| ?(?:[mk]g|(?-i:ng)|mcg|ml|mm|cm|units?|years?(?! ago)|weeks?|months?|days?|"
+        rf"hours?|min(?:utes?)?)\b)|"
         rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)|(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日|"
         rf"\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
         rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}"
@@ -109,7 +122,8 @@ PATTERNS: dict[str, re.Pattern] = {
         re.I,
     ),
     "phone": re.compile(
-        r"\b(?:tel|phone|telephone|telefon|fax|mobile?|mob|cell|call|handy|pager|whatsapp|contact|ph(?=[.:]? ?[+(0]))\b"
+        r"\b(?:tel|phone|telephone|telefon|fax|mobile?|mob|handy|pager|whatsapp|ph(?=[.:]? ?[+(0])|"
+        r"(?:cell|call|contact)(?!:? (?:\d\d? [-/] ){2}))\b"
         r"\.?(?:\s*(?:no|nr|number)\b\.?)?(?:\s+(?:is|at|on))?\s*:?\s*"
         r"(?=\D{0,2}(?:\d\D{0,3}){6}\d)\+?\(?\d[\d ()/.-]{5,}\d|"
         r"(?:\+|\b00)\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|\(\d{3}\) ?\d{3}[- ]\d{4}\b|"
@@ -132,16 +146,17 @@ PATTERNS: dict[str, re.Pattern] = {
         rf"\b{_TITLE}(?:\.? {_TITLE})*\.?[^\S\n]*{_HEAD}{_WORD}(?:{_LAST})?|"
         rf"\b(?:(?i:(?:(?:patient|pt|father|mother|husband|wife|guardian)(?:['’]s)?|"
         rf"full|first|last|given|family|maiden) ?names?|surname|(?:nach|vor|familien|geburts)name)|Name|NAME)"
-        rf"\s*(?:[:=]|-(?= ))\s*(?!(?:[\w-]+ ){{1,2}}\d[\d.,]* ?(?:(?:m?g|mcg|µg|ml|IU|units?)\b|%))(?:{_TITLE}\.? ?)*"
-        rf"{_ANY}(?:,? {_PARTICLE}*{_ANY}){{0,2}}(?:(?<= [A-Z]\.) {_WORD})?|"
+        rf"\s*(?:[:=]|-(?= ))\s*(?!(?:[\w-]+|[A-Z][\w-]+ [a-z]+) \d[\d.,]* ?(?:(?:m?g|mcg|µg|ml|IU|units?)\b|%))"
+        rf"(?:{_TITLE}\.? ?)*{_ANY}(?:,? {_PARTICLE}*{_ANY}){{0,2}}(?:(?<= [A-Z]\.) {_WORD})?|"
         rf"\b(?i:patient(?:'s)? name is) {_WORD}(?:{_LAST})?|\bPat\. {_WORD}, {_WORD}(?=,? (?:geb|\[date))|"
-        rf"\b(?i:patient(?:in)?|pt|pat\.?)\s*[:=]\s*(?!{_ANYBODY})(?:{_TITLE}\.? ?)*"
+        rf"\b(?i:patient(?:in)?|pt|pat\.?(?={_OF_NAME}))\s*[:=]\s*(?!{_ANYBODY})(?:{_TITLE}\.? ?)*"
         rf"{_PARTICLE}*{_WORD},? (?:[A-Z]\.? )?{_PARTICLE}*[A-ZÀ-Þ][\w'’-]*{_THIRD}|"
-        rf"\b(?i:{_ROLE})\s*(?!{_DEPARTMENT})(?:(?:{_TITLE}|[OCA][AÄ]|PD)\.?[^\S\n]*)*{_HEAD}{_WORD}"
+        rf"\b(?i:{_ROLE})\s*(?:(?>{_DEPARTMENT}),?[^\S\n]+)*+(?!{_DEPARTMENT})"
+        rf"(?:(?:{_TITLE}|[OCA][AÄ]|PD)\.?[^\S\n]*)*{_HEAD}{_WORD}"
         rf"(?:,? (?:[A-Z]\. ?)*{_PARTICLE}*{_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+(?:\^[A-Z]\b)?|"
         rf"\b(?i:(?:mother|father|husband|wife|guardian):|c/o) (?!{_ANYBODY}){_WORD}{_LAST}|"
         rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O(?! NOT\b)|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?|"
-        rf"(?m:^){_WORD}(?: [A-Z]\.)? (?!D(?:eg|ev|ep|is|ys)){_WORD} M\.?D\b\.?(?m:$)"
+        rf"(?m:^)(?!{_NOTE}){_WORD}(?: [A-Z]\.)? (?!{_DISEASE}){_WORD} M\.?D\b\.?(?m:$)"
     ),
 }
 # DICOM attributes that identify, beside all of the types person name, date and date-time

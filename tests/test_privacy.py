@@ -94,9 +94,15 @@ MORE["name"] += (
     "Mr. John A. Smith|Patient name: Dr. John A. Smith|Mother: Mary Ann Smith|Hr. Müller|Fr. Schmidt|"
     "Familienname: Schmidt|Pat.: Müller, Hans|John Smith MD|Sr. Cortez"
 )
-MORE["phone"] += "|Mobil: 0171 2345678|Fax: 0711 / 12345"
+MORE["name"] += (
+    "|Reported by: Radiology, Smith John|Reported by: Radiology Smith John|Consultant: Cardiology Hans Meier|"
+    "Physician: Internal Medicine John Smith|Pat: Dr. Anna Meier|Sr. Ureña"
+)
+MORE["phone"] += "|Mobil: 0171 2345678|Fax: 0711 / 12345|Fax 12 - 34 - 56 - 78"
 MORE["record number"] += "|MRN: 12 345 678"
 MORE["date"] += "|12. Mrz. 2020|Laborwerte 4.5.21|4.5.21 S. aureus"
+MORE["date"] += "|3/4/19 NG tube|grade 12/03/19|03/04/12 years ago"
+TEXTS |= {text: {"name"} for text in ("Name: John Smith 98%", "Patient name: Anna Meier 5 units pRBC")}
 TEXTS |= {text: {kind} for kind, line in MORE.items() for text in line.split("|")}
 CLINICAL = (
     "10/12/14 weeks",
@@ -128,6 +134,12 @@ CLINICAL = (
     "Record: SpO2 98",
     "Acute Pancreatitis, DO NOT operate",
     "labs 140 138 1500",
+    "24 Hr. Urine, 48-Hr. Holter, mg per Hr. Urine; 5-Fr. Sheath, Fr. Catheter",
+    "Sr. Urea 40; Name: Insulin glargine 10 units",
+    "Fr. Rippe, Fr. Rippen, Fr. Schenkelhals, Fr. Oberschenkel, Fr. Hüfte, Fr. Lendenwirbel",
+    "pat: Chest Pain. Pat: Good Response. PAT: NSR Rate. Ms B Cell. Dr T Cell. Consultant: Neurology Team.",
+    "Acute Pancreatitis MD\nDuchenne Muscular MD\nPrednisone Taper MD\nCall On MD",
+    "cell 12 - 34 - 56 - 78, contact 10 - 20 / 30 - 40; dose 5/10/15 kg",
     "Sr. Creatinine 1.8 mg/dL, Sr. Bilirubin 2.1, Sr. Sodium 128; 16 Fr. Foley catheter",
     "Apgar 9/10/10, Apgar scores were 7/9/10; 5-10-15 min; grade 1/2/10; CD4 200 350 5000 cells",
     "Name: Aspirin 100 mg. Patient: Obese Woman. Mother: Healthy Woman. Mother: Diabetes mellitus.",

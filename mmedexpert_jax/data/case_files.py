@@ -76,7 +76,11 @@ OPTION_WORD = (
     "opzione|opção|opcao|optie|seçenek|вариант|选项|選項|選択肢|보기"
 )
 ANSWER_WORD = "answer|ans|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|svar|odpowiedź|ответ"
-_OPTION_COLUMN = re.compile(rf"(?:{OPTION_WORD}|{ANSWER_WORD})?[_ ]?([a-j]|\d{{1,2}})", re.IGNORECASE)
+# several people's answers beside `answer` have its own word and numbers
+_OPTION_COLUMN = re.compile(
+    rf"(?:{OPTION_WORD}|{ANSWER_WORD})?[_ ]?(?:[a-j]|(?<!answer)(?<!answer[_ ])(?<!ans)(?<!ans[_ ])\d{{1,2}})",
+    re.IGNORECASE,
+)
 _WRONG = r"(?:distractor|(?:incorrect|wrong)(?:[_ ]?(?:answer|option|choice))?)"
 _WRONG_COLUMN = re.compile(rf"{_WRONG}[_ ]?(?:[a-j]|\d{{1,2}})", re.IGNORECASE)
 # Values of unknown keys by which a row means images, or videos, which are not read.

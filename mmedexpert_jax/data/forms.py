@@ -23,6 +23,7 @@ from mmedexpert_jax import answers, border
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.words import stands
 from mmedexpert_jax.errors import DataError
+from mmedexpert_jax.processing.images import ADDRESS
 from mmedexpert_jax.statements import NO_LABEL
 
 FORMS = ("messages", "prompt", "conversations", "problem", "instruction")
@@ -64,7 +65,13 @@ _TEMPLATE = re.compile(
 # the line with the answer behind its reasoning: GSM8K's, and the words that prompts ask for; LLaVA-CoT's element
 _LAST = re.compile(r"^[*_ \t]*(?:####(?!#)|(?:final\s+)?answer[*_]*[:：])[*_ \t]*(\S[^\n]*?)[*_\s]*\Z", re.I | re.M)
 _CONCLUSION = re.compile(r"<CONCLUSION>(.*)</CONCLUSION>\s*\Z", re.DOTALL)
-_COUNTS = re.compile(r"(?i)\b(?:how (?:many|much|often)|number|scores?|count|calculate|compute|sum|total)\b|多少|几")
+_COUNTS = re.compile(
+    r"(?i)\b(?:how (?:many|much|often)|number|scores?|count|calculate|compute|sum|total|ecog|apgar|gcs|nyha|gravid\w*|"
+    r"parity)\b|多少|几"
+)
+_SIDE = re.compile("hyper|hypo|tachy|brady|intra|extra|endo|exo|macro|micro")  # that makes another disease of one
+# a species behind the letter of its genus: beside those of NO_LABEL the endings and names that no disease has alone
+_NO_EPITHET = r"(?!\.\s?(?:[a-z]+(?:ica|[ae]tum|ularis|enalis|ssinus|ensis|olani|elli)|koseri|nana|simplex|zoster)\.?$)"
 OPTIONS = ("options", "choices", "candidates")
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
 TEXTS = ("text", "content", "value", "option")
@@ -110,7 +117,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
             f"key {kind}: no answer: an assistant's last turn or one of {', '.join(ANSWERS)} is needed{missing(row)}"
         )
     if said or not (row.get("answer") or row.get("solution")):
-        _refuse_rejected(row)
+        _refuse_rejected(row, kind, answer)
     question, images = inline(question, images)
     whole = placed(question, {len(shown), len(images)})
     question, options = split_options(whole)
@@ -156,9 +163,11 @@ def missing(row: Mapping[str, Any]) -> str:
     return "; a text alone asks nothing: give question and answer" if isinstance(row.get("text"), str) else ""
 
 
-def _refuse_rejected(row: Mapping[str, Any]) -> None:
-    """Raises DataError of an answer that its row calls wrong: as a reference it would teach what was rejected."""
-    for key in _JUDGED:
+def _refuse_rejected(row: Mapping[str, Any], kind: str, answer: str) -> None:
+    """Raises DataError of an answer that its row calls wrong: as a reference it would teach what was rejected. A label
+    of "no" is that answer once more, unless the row is KTO's own, a prompt and its completion."""
+    said_again = kind != "prompt" and answers.yes_no_key(answer) == "no"
+    for key in _JUDGED[said_again:]:
         if row.get(key) is False or str(row.get(key)).strip().lower() == "false":
             raise DataError(
                 f"key {key}: false, so that the answer is one that was rejected; leave such rows out "
@@ -244,11 +253,12 @@ def _refuse_named(short: str, options: list[str], question: str) -> None:
     letter = rf"(?-i:[{LETTERS[: len(options)]}])\b"
     beyond = rf"[{LETTERS[len(options) :]}]"
     label = len(options) < len(LETTERS) and re.fullmatch(
-        rf"\(?{beyond}{NO_LABEL}(?:\)[.:]?|[.:]).*|(?i:option|answer|choice)s?\W+{beyond}\W*", short
+        rf"\(?{beyond}{NO_LABEL}{_NO_EPITHET}(?:\)[.:]?|[.:]).*|(?i:option|answer|choice)s?\W+{beyond}\W*", short
     )
     number = re.fullmatch(r"(-?\d{1,2})(?:\.0)?", short)
     counts = number and -1 <= int(number[1]) <= len(options) and options[0] in _behind_question(question)
-    near = len(text) <= LONGEST_ANSWER and difflib.get_close_matches(text, texts, 1, 0.85)
+    close = difflib.get_close_matches(text, texts, 1, 0.85) if len(text) <= LONGEST_ANSWER else []
+    near = close and _SIDE.findall(close[0]) == _SIDE.findall(text)
     if label or near or (counts and not _COUNTS.search(question)):
         raise DataError(f"key answer: {border.shown(short)} is none of the options; give the letter of one")
     if len(whole) == 1 or re.search(rf"(?i)\b(?:option|answer|choice)(?:\s+is)?\W{{1,3}}{letter}", short):
@@ -532,10 +542,12 @@ def written(value: Any) -> Any:
 
 
 def refuse_beside(row: Mapping[str, Any]) -> None:
-    """Raises DataError of a path under `image` that is not among those under `images`, which alone are read."""
+    """Raises DataError of a file or address under `image` that is not among those under `images`, which alone are read;
+    another text there may be a caption."""
     beside, images = row.get("image"), row.get("images")
     names = {Path(path).name for path in images if isinstance(path, str)} if isinstance(images, list | tuple) else ()
-    if names and isinstance(beside, str) and beside and Path(beside).name not in names:
+    beside = beside if isinstance(beside, str) and (_FILE.search(beside) or ADDRESS.match(beside)) else ""
+    if names and beside and Path(beside).name not in names:
         raise DataError(f"key image: {border.shown(beside)} is not among images; give all in images")
 
 

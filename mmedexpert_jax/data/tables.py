@@ -25,7 +25,13 @@ from mmedexpert_jax.errors import DataError
 
 # texts of cells that are empty, also as pandas, databases and spreadsheets write them
 ABSENT = ("", "nan", "<na>", "null", "#n/a", "#ref!", "#value!", "#name?")
-_ERROR = re.compile(r"#[¡¿]?[^\W\d_a-z][^\W_a-z]*(?:/0)?[!?]|#N/[A-Z]+|#Н/Д|#NV|#{4,}")  # of spreadsheets, any language
+# of spreadsheets in English and the larger languages of Europe, with those of newer ones
+_ERROR = re.compile(
+    r"#(?:(?:DIV|DEEL|DZIEL|SAYI|ДЕЛ)/0|NULL|NUM|REF|VALUE|SPILL|CALC|FIELD|BLOCKED|CONNECT|UNKNOWN|BUSY|PYTHON|EXTERNAL"
+    r"|ERROR|WERT|BEZUG|ZAHL|ÜBERLAUF|KALK|FELD|NUL|VALEUR|NOMBRE|CHAMP|VALOR|NULO|NÚM|VALORE|NULLO|RIF|WAARDE|VERW"
+    r"|GETAL|LEEG|ARG|ADR|LICZBA|ZERO|DEĞER|BAŞV|SAYI|BOŞ|ЗНАЧ|ССЫЛКА|ЧИСЛО|ПУСТО)!|#(?:NAME|NOM|NOME|NAAM|NAZWA|AD|ИМЯ)\?"
+    r"|#¡(?:DIV/0|NULO|VALOR|REF|NUM|DESBORDAMIENTO|CALC|CAMPO)!|#¿NOMBRE\?|#N/[A-Z]+|#Н/Д|#NV|#{4,}"
+)
 # a part of a table as the hub has it: start, number, count; of older sets a hash
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.\w+")
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")

@@ -421,7 +421,8 @@ def _check_coarse(image: Image.Image, name: str) -> None:
     if 0 < brightest < 16 or (not drawn and (brightest < 64 or usual < 16)):
         bits = 12 if usual < 16 else 14
         raise DataError(
-            f"{name}: a 16-bit colour image with values of {bits} bits at most; save it with 8 bits a channel"
+            f"{name}: a 16-bit colour image with nearly all values of {bits} bits at most; save it with 8 bits a "
+            "channel"
         )
 
 

@@ -40,6 +40,7 @@ Reader = Callable[[bytes, str, View], Frames]
 
 MAX_BYTES = 2**31  # of an unpacked series: 1,000 CT slices of 512 x 512 x 16 bits are 2**29
 TABLE = 2**17  # stored values up to which a frame is looked up in a table, twice those of 16 bits
+TILT = 0.02  # a degree: up to which slices are of one stack, whose axes are rounded; localisers are 90 apart
 HEAD = 256  # bytes of a file that say whether it is DICOM
 _LOOK = (  # what turns a frame's numbers into grey, where functional groups may say it by frame
     "RescaleSlope",
@@ -220,7 +221,7 @@ def series(folder: Path, name: str) -> list[Path]:
     Raises:
         DataError: no DICOM file, several series, or one that cannot be read.
     """
-    found, _ = by_series(folder, name)
+    found, _ = by_series(folder, name, False)
     if not found:
         raise DataError(f"{name}: a folder without DICOM pictures; give the folder of one series, or a file")
     if len(found) > 1:
@@ -229,9 +230,9 @@ def series(folder: Path, name: str) -> list[Path]:
 
 
 @quiet
-def by_series(folder: Path, name: str) -> tuple[list[list[Path]], list[Path]]:
+def by_series(folder: Path, name: str, apart: bool = True) -> tuple[list[list[Path]], list[Path]]:
     """The DICOM files of a folder: those of each series as `series` orders them, and the others, without a
-    picture of their own.
+    picture of their own; `apart` as in `_by_series`.
 
     Raises DataError for one that cannot be read.
     """
@@ -246,7 +247,7 @@ def by_series(folder: Path, name: str) -> tuple[list[list[Path]], list[Path]]:
             files.append(file)
         elif not any(key in dataset for key in _PIXELS):
             rest.append(file)
-    groups = _by_series(held)
+    groups = _by_series(held, apart)
     copies = {*range(len(held))} - {place for places in groups for place in places}
     return [[files[place] for place in places] for places in groups], rest + [files[place] for place in copies]
 
@@ -282,12 +283,13 @@ class _Member:
         return cls(uid, kind, (own or name, *place, hash(dataset.PixelData)), axes, place)
 
 
-def _by_series(held: Sequence[_Member]) -> list[list[int]]:
+def _by_series(held: Sequence[_Member], apart: bool = True) -> list[list[int]]:
     """The places of each series' files: one stack of slices after the other, by their numbers, each slice along the
     normal, and each picture once.
 
-    Files without a series are one where they are of one stack and no two at one place; else each is one by itself, as
-    the X-rays of many patients in a folder.
+    Files without a series are one where they are of one stack and no two at one place; else, where they are taken
+    `apart`, each is one by itself, as the X-rays of many patients in a folder. What is named as one series, as the
+    frames of a cine, is not.
     """
     stacks: dict[Any, list[np.ndarray]] = {}
     found: dict[Any, list[tuple[int, tuple[float, int], int]]] = {}
@@ -299,14 +301,14 @@ def _by_series(held: Sequence[_Member]) -> list[list[int]]:
             continue
         seen.add((series, one.picture))
         known = stacks.setdefault(series, [])
-        stack = next((n for n, axes in enumerate(known) if np.abs(axes - one.axes).max() < 1e-3), len(known))
+        stack = next((n for n, axes in enumerate(known) if np.abs(axes - one.axes).max() < TILT), len(known))
         known += [one.axes] if stack == len(known) else []
         found.setdefault((series, 0 if one.uid else stack), []).append((stack, one.place, number))
     groups = []
     for (series, _), files in found.items():
         alone = series not in {held[number].uid for *_, number in files} and len({p for _, p, _ in files}) < len(files)
         numbers = [number for *_, number in sorted(files)]
-        groups += [[number] for number in numbers] if alone else [numbers]
+        groups += [[number] for number in numbers] if apart and alone else [numbers]
     return groups
 
 

@@ -23,6 +23,7 @@ from mmedexpert_jax.processing.windows import PLANES, Frames, View, between, gre
 MAX_BYTES = 2**31  # of an unpacked volume
 PERCENTILES = (0.5, 99.5)  # of a volume without a window: a few bright voxels would make a whole MR dark
 LABELS = 32  # values up to which a volume is a map of labels
+LOOKED_AT = 1 << 17  # of its values for that
 _HEADER = 1024  # bytes that hold either NIfTI header
 
 
@@ -121,7 +122,9 @@ class Volume:
             whole = low <= self.extent[0] and self.extent[1] <= high
             if whole or bool(((self.values > low) & (self.values < high)).any()):
                 return low, high
-        some = self.values.ravel()[:: max(1, self.values.size >> 17)]
+        # drawn, since each n-th value may be of one slice alone, which may be empty
+        places = np.random.default_rng(0).integers(0, self.values.size, LOOKED_AT)
+        some = self.values.ravel()[places] if self.values.size > LOOKED_AT else self.values
         low, high = (float(value) for value in np.percentile(self.values, PERCENTILES))
         return (low, high) if high > low and len(np.unique(some)) > LABELS else self.extent
 

@@ -460,6 +460,14 @@ def test_an_answer_that_was_rejected_is_no_reference(tmp_path, label):
     assert case.answer == "no"  # `label` is not about it
 
 
+def test_a_label_that_is_the_answer_no_is_no_verdict_on_it(tmp_path):
+    (case,) = load_cases(_write(tmp_path, {"instruction": "Is it?", "output": "No", "label": False}), "train")
+    assert case.answer == "No"
+    for row in ({"prompt": "Is it?", "label": False}, {"instruction": "Is it?", "kto_tag": False}):
+        with pytest.raises(DataError, match="was rejected"):
+            load_cases(_write(tmp_path, row | {"response": "No"}), "train")
+
+
 def test_lettered_options_in_a_foreign_question_make_a_choice(tmp_path):
     text = "Which band?\nOptions:\nA. low\nB. high\nAnswer with the letter."
     rows = [{"problem": text, "answer": answer} for answer in ("B", r"\boxed{B}", "high", "<answer>B. high</answer>")]
@@ -1060,6 +1068,9 @@ def test_a_key_that_is_none_of_the_listed_options_is_refused(tmp_path, answer):
         load_cases(_write(tmp_path, {"problem": CHOICE, "answer": answer}), "train")
 
 
+OTHERS = ("C. koseri", "F. hepatica", "D. pteronyssinus", "H. zoster", "hypotension", "hyperthyroidism")
+
+
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
@@ -1069,6 +1080,8 @@ def test_a_key_that_is_none_of_the_listed_options_is_refused(tmp_path, answer):
         ("Put in order:\nA. early\nB. later\nC. last", "CAB"),
         ("What grows on all?\nA. agar\nB. broth", "E. coli"),
         ("What do all of these raise?\nA. smoking\nB. LDL", "The risk of CAD"),
+        ("What is the ECOG?\nA. fever\nB. cough", "2"),
+        *(("A. hypertension\nB. hypothyroidism\nWhat is found?", said) for said in OTHERS),
     ],
 )
 def test_an_open_question_may_hold_a_list(tmp_path, question, answer):
@@ -1160,5 +1173,6 @@ def test_a_second_image_under_another_key_is_refused(tmp_path):
     for row in ({"problem": "Which?", "answer": "y"}, {"id": "1", "question": "Which?", "answer": "y"}):
         with pytest.raises(DataError, match=r"key image: 'b\.png' is not among images"):
             load_cases(_write(tmp_path, row | {"images": ["x.png"], "image": "b.png"}), "train")
-        (case,) = load_cases(_write(tmp_path, row | {"images": ["x.png"], "image": "x.png"}), "train")
-        assert len(case.images) == 1
+        for beside in ("x.png", "CT of the foot"):
+            (case,) = load_cases(_write(tmp_path, row | {"images": ["x.png"], "image": beside}), "train")
+            assert len(case.images) == 1

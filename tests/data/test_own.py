@@ -535,6 +535,7 @@ def test_a_key_that_is_the_text_of_an_option_column_is_no_open_question(tmp_path
         {"reader_a": "Lung", "reader_b": "Heart"},
         {"answer_1": "Lung", "answer_2": "Lung", "answer_3": "Heart"},
         {"answer1": "Lung", "answer2": "The lungs"},
+        {"answer1": "Lung", "answer2": "The lungs", "answer3": "Both lungs"},
         {"finding1": "Lung", "finding2": "Heart", "finding3": "Liver"},
         {"A": "Lung"},
     ],
@@ -557,13 +558,15 @@ def test_columns_of_wrong_answers_are_refused_and_leave_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("cell", ["#NV", "#DIV/0!", "#BEZUG!", "#¿NOMBRE?", "#SPILL!", "#N/D", "########"])
+@pytest.mark.parametrize(
+    "cell", ["#NV", "#DIV/0!", "#BEZUG!", "#¿NOMBRE?", "#SPILL!", "#N/D", "########", "#ИМЯ?", "#REF!"]
+)
 def test_errors_of_spreadsheets_are_empty_cells(tmp_path, cell):
     row = {"id": "1", "question": "Which?", "options": ["Heart", cell], "answer": "A"}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match="stands for an empty cell"):
         load_cases(tmp_path, "train")
-    assert not any(map(tables.absent, ("#1", "#NICE", "#hash!", "Null", "##", "#")))
+    assert not any(map(tables.absent, ("#1", "#NICE", "#hash!", "Null", "##", "#", "#HIV?", "#OK?", "#IVF!")))
 
 
 def test_a_path_of_windows_over_names_of_a_mac_is_found(tmp_path):

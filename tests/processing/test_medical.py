@@ -272,6 +272,15 @@ def test_a_volume_of_labels_or_under_a_stale_window_has_all_its_greys():
         assert set(np.unique(decode(content, slices=[2])[0])) == levels
 
 
+@pytest.mark.parametrize("width", [500, 512])
+def test_a_volume_whose_first_slice_is_empty_is_no_map_of_labels(width):
+    volume = np.random.default_rng(0).integers(50, 400, (width, 512, 6)).astype(np.int16)
+    volume[..., 0] = 0
+    volume[10, 10, 3] = 30000
+    (shown,) = decode(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes(), slices=[3])
+    assert 120 < np.asarray(shown).mean() < 200
+
+
 # rows and columns of a slice in the patient, DICOM's left, posterior, superior
 LAID = {
     "axial": [1, 0, 0, 0, 1, 0],
@@ -421,6 +430,15 @@ def test_files_without_a_series_are_one_where_no_two_stand_at_one_place(tmp_path
     for number, file in enumerate(x_rays):
         (tmp_path / f"{number}.dcm").write_bytes(file)
     assert [len(one) for one in medical.by_series(tmp_path, "x")[0]] == [1, 1, 1, 1]
+    assert len(medical.series(tmp_path, "a cine that a row names")) == 4
+
+
+def test_axes_that_are_rounded_from_slice_to_slice_are_of_one_stack(tmp_path):
+    for number, file in enumerate(a_series(np.arange(4 * 36).reshape(4, 6, 6), LAID["axial"])):
+        axes = [1, 0.0015 * (number % 2), 0, 0, 1, 0]
+        turned = again(file, ImageOrientationPatient=axes, ImagePositionPatient=[0, 0, number], InstanceNumber=number)
+        (tmp_path / f"{number}.dcm").write_bytes(turned)
+    assert [file.name for file in medical.series(tmp_path, "x")] == [f"{number}.dcm" for number in range(4)]
 
 
 def test_a_series_is_one_stack_after_the_other_without_second_copies(tmp_path):
