@@ -25,8 +25,8 @@ def word_count(text: str) -> int:
 
 def plain(text: str) -> str:
     """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones, and
-    `plain_letters`."""
-    return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()))
+    `plain_letters`, Greek ones joined so that "TNFα" stays one word."""
+    return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()), joint="_")
 
 
 def stands(phrase: str, text: str) -> bool:
@@ -35,4 +35,5 @@ def stands(phrase: str, text: str) -> bool:
     phrase, text = plain(phrase), plain(text)
     if UNSPACED.search(phrase):
         return phrase in text
-    return bool(re.search(rf"(?<!\w){re.escape(phrase)}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))
+    form = re.sub(r"\\-|_", "[-_]", re.escape(phrase))  # "TNF-alpha" is "TNFα"
+    return bool(re.search(rf"(?<!\w){form}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))
