@@ -10,6 +10,7 @@ from mmedexpert_jax import answers, comparison
 from mmedexpert_jax.data import LETTERS, prompts
 from mmedexpert_jax.data.words import stands
 from mmedexpert_jax.medeval.scoring import read_choice
+from mmedexpert_jax.mmedexpert.paradigm_rules import Statements
 
 CT = ("MRI", "Ultrasound", "CT", "Melanoma of the skin")
 
@@ -567,6 +568,11 @@ def test_a_run_of_backticks_is_read_in_time_linear_in_the_length():
 )
 def test_a_phrase_stands_in_no_longer_name_with_a_greek_letter(phrase, text, found):
     assert stands(phrase, text) is found
+
+
+def test_the_longer_of_two_options_is_named_however_its_greek_letter_is_written():
+    for text in ("high TNFα", "high TNF-alpha"):
+        assert Statements((), "", ("TNF", "TNFα"), 0).named(text) == {1}
 
 
 def test_f1_hears_a_sign_and_counts_units_as_it_did():

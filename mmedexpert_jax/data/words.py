@@ -29,11 +29,15 @@ def plain(text: str) -> str:
     return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()), joint="_")
 
 
+def pattern(phrase: str) -> str:
+    """The regular expression of a `plain` phrase, with any joint beside a Greek letter: "TNF-alpha" is "TNFα"."""
+    return re.sub(r"\\-|_", "[-_]", re.escape(phrase))
+
+
 def stands(phrase: str, text: str) -> bool:
     """True for a phrase that stands in a text as whole words, whatever signs and line ends either is written with, and
     perhaps in the plural, if its script divides words: "MS" does not in "symptoms"."""
     phrase, text = plain(phrase), plain(text)
     if UNSPACED.search(phrase):
         return phrase in text
-    form = re.sub(r"\\-|_", "[-_]", re.escape(phrase))  # "TNF-alpha" is "TNFα"
-    return bool(re.search(rf"(?<!\w){form}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))
+    return bool(re.search(rf"(?<!\w){pattern(phrase)}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))
