@@ -109,7 +109,7 @@ _NAME = re.compile(
 _WRAPPED = re.compile(
     r"\\(?:f?boxe?d?|text\w{0,6}|math\w{1,6}|rm|bf|operatorname|underline|emph)\s*\{(?P<latex>.*)\}"
     r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
-    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`+)(?:(?<=```)[a-z]{0,12}\s*\n)?(?P<code>.*)(?P=tick)"
+    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`{1,6}(?!`))(?:(?<=```)[a-z]{0,12}\s*\n(?!\s*(?P=tick)))?(?P<code>.*)(?P=tick)"
     r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'|[«„「『【](?P<foreign>.*)[»“”」』】]"
     r"|<(?P<html>b|i|u|p|strong|em|code|span)>(?P<inner>.*)</(?P=html)>",
     _FLAGS,
@@ -129,7 +129,16 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 
-_CHANGED = re.compile(r"\b(?:wait|actually|sorry|correction|i\s+mean)\b", re.IGNORECASE)
+# Another answer behind the first, which ends its clause: "No, wait: yes", but not "Yes, sorry, no more details".
+_CHANGED = re.compile(
+    r"\b(?:wait|actually|sorry|correction|i\s+mean)\W{1,4}(?:\w+\W{1,4}){0,4}?(?:yes|no)\b(?=\s*(?:[.,;:!?]|\Z))",
+    re.IGNORECASE,
+)
+# A "no" elsewhere than at the start: of what is not there beside what is, "Pneumonia with no effusion".
+_ASIDE = re.compile(
+    r"\A(?!\W{0,8}(?:there\s+(?:is|are|was|were)\s+)?no\b).*\bno\s+(?!(?:because|since|as|it)\b)\w",
+    re.DOTALL | re.IGNORECASE,
+)
 _NOT = re.compile(
     r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+|necessarily\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE
 )
@@ -148,7 +157,7 @@ _NO_ANSWER = re.compile(
     r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
     r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
-    r"|\bno(?:\.\s?|\s)(?=\d)",
+    r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
     re.IGNORECASE,
 )
 # A reply of one that has no image to look at, whatever yes or no it is polite with.
@@ -158,6 +167,12 @@ _SEES_NOTHING = re.compile(
     rf"|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
     r"(?:attached|provided|uploaded|included|given|shared)\b"
     rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
+    re.IGNORECASE,
+)
+# Of these a reply that opens with its answer: "Yes, I can help", "No, I can't view images", but not "an image of it".
+_SEES_SO = re.compile(
+    r"\b(?:I|we)(?:\s+(?:can|could|will|would)|['’](?:ll|d))\s+(?:\w+\s+)?(?:help|assist|analy[sz]e|look|review)\b"
+    rf"|\bcan(?:not|['’]t)\s+\w+\s+(?:(?:the|any|your)\s+)?{_IMAGES}\W*\Z",
     re.IGNORECASE,
 )
 # The same words without a stop behind them where they can mean nothing else: "Ja das ist so", but not "No hay".
@@ -294,25 +309,26 @@ def is_right(response: str, options: Sequence[str], *golds: str) -> bool:
 def gives(said: str, golds: Sequence[str]) -> bool:
     """True where an open answer is the `same_text` as one of `golds`, but for the marks around it and words such as
     "The answer is", or opens with the yes or no that one of them is, in any language; where all of them are such words,
-    `yes_no` reads it."""
+    `yes_no` reads it, but for a "no" beside what is found, "Pneumonia with no effusion"."""
     bare = unwrap(said)
     if any(same_text(form, gold) for form in (bare, without_name(bare)) for gold in golds):
         return True
     keys = [yes_no_key(gold) for gold in golds]
     if all(keys):
-        return yes_no(said) in keys
+        return yes_no(said, aside=False) in keys
     word = opening(without_name(bare))
     return word is not None and word[1] in keys
 
 
-def yes_no(text: str) -> str | None:
+def yes_no(text: str, aside: bool = True) -> str | None:
     """ "yes" or "no", or None, of an answer.
 
     The word of either that it ends in behind "the answer is" or a question; the one, in any of the languages of
     `statements.WORDS`, that opens it and ends its clause, or can mean nothing else, unless both stand side by side;
-    else "yes" or "no" if exactly one of these two stands in it, undenied. Nothing is read of one who sees no image.
+    else "yes" or "no" if exactly one of these two stands in it, undenied, and not before what is not there
+    if `aside` is false. Nothing is read of one who sees no image.
     """
-    if _SEES_NOTHING.search(text):
+    if _SEES_NOTHING.search(text) and (_SEES_SO.search(text) or not opening(without_name(unwrap(text)))):
         return None
     text = unwrap(_NO_ANSWER.sub("", text))
     bare = without_name(text)
@@ -327,7 +343,9 @@ def yes_no(text: str) -> str | None:
         return first[1]
     if (sure := _SURE.match(bare)) and len({WORDS[word] for word in words if word in WORDS}) < 2:
         return sure.lastgroup
-    return said.pop() if len(said) == 1 and not _NOT.search(text) else None
+    if _NOT.search(text) or (not aside and _ASIDE.search(bare)):
+        return None
+    return said.pop() if len(said) == 1 else None
 
 
 def without_name(bare: str) -> str:
@@ -430,7 +448,8 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 
 
 def vote(text: str) -> str:
-    """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal."""
+    """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal,
+    but a list's comma, "1, 2", is no decimal mark."""
     bare = without_name(unwrap(text))
     return " ".join((normalised(bare) or bare, *signs(bare)))
 

@@ -37,47 +37,58 @@ _HTML = re.compile(
     r"</?(?:b|i|u|p|br|strong|em|code|span|div|font|mark|small|h[1-6]|[uo]l|li|sub)(?:\s[^<>]{0,200}=[^<>]{0,200})?\s?/?>",
     re.IGNORECASE,
 )
+_COMMA = re.compile(r"(?<=\d),\s?(?=\d{1,2}(?!\d))")  # a decimal mark, or that of a list
 _DASHES = "[-~\u2010-\u2015\u2212]{1,3}"  # of a range
 _ALONE = r"(?<![\w.,])"  # before a number that is not the end of a name or of another one
-# Ways of writing the same number, unit or sign of one: (form, how it is compared).
-_SAME_FORM = (
-    (re.compile(r">=|=>(?=\s?\d)|[≧⩾]"), "≥"),
-    (re.compile(r"=<|<=|[≦⩽]"), "≤"),
-    (re.compile(r",?\s?\\?&\s?|,\s?and\s"), " and "),
-    # ".5", but "p.5" and "3.5" stay
-    (re.compile(r"(?<![\w.,)\]])[.,](?=\d)"), "0."),
-    # "12,000", "12 000"
-    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[,' ]\d{3})+(?![\d,])"), lambda number: re.sub(r"\D", "", number[0])),
-    # "3×4 cm", "5·10^3"; "2·5" is a decimal
-    (re.compile(r"(?<=\d)\s?(?:[x×*]\s?(?=\d)|[·⋅]\s?(?=10(?!\d)))"), " x "),
-    # "1,2 and 3" is a list, any other comma or dot between digits a decimal mark
-    (
-        re.compile(
-            rf"{_ALONE}\d{{1,2}}(?:(?:,\d{{1,2}}){{2,}}(?![\d.,])|(?:,\d{{1,2}})+(?=\s(?:and|und|et|y)\s\d+(?![.,]?\d)))"
+# Marks between the numbers of a name that is written with either: levels of the spine, grades, genes and markers.
+_IN_NAMES = (
+    r"(?<=\b[CLST]\d)/(?=\d\d?\b)|(?<=\b[CLST]\d\d)/(?=\d\d\b)|(?<=\bgrade \d)/(?=\d\b)|(?<=\bHPV[ -]\d\d)/(?=\d\d\b)"
+    r"|(?<=\bBRCA1)(?:/|,\s?)(?=2\b)|(?<=\bCA 19)\.(?=9\b)"
+)
+# Ways of writing the same number, unit or sign of one, in any case: (form, how it is compared).
+_SAME_FORM = tuple(
+    (re.compile(form, re.IGNORECASE), one)
+    for form, one in (
+        (r">=|=>(?=\s?\d)|[≧⩾]", "≥"),
+        (r"=<|<=|[≦⩽]", "≤"),
+        (r",?\s?\\?&\s?|,\s?and\s", " and "),
+        # ".5", but "p.5" and "3.5" stay
+        (r"(?<![\w.,)\]])[.,](?=\d)", "0."),
+        # "12,000", "12 000"
+        (r"(?<![\d.,])[1-9]\d{0,2}(?:[,' ]\d{3})+(?![\d,])", lambda number: re.sub(r"\D", "", number[0])),
+        # "3×4 cm", "5·10^3"; "2·5" is a decimal
+        (r"(?<=\d)\s?(?:[x×*]\s?(?=\d)|[·⋅]\s?(?=10(?!\d)))", " x "),
+        # "1,2 and 3" is a list, any other comma or dot between digits a decimal mark
+        (
+            rf"{_ALONE}\d{{1,2}}(?:(?:,\d{{1,2}}){{2,}}(?![\d.,])|(?:,\d{{1,2}})+(?=\s(?:and|und|et|y)\s\d+(?![.,]?\d)))",
+            lambda number: number[0].replace(",", ", "),
         ),
-        lambda number: number[0].replace(",", ", "),
-    ),
-    (re.compile(r"(?<=\d)[,·⋅](?=\d)"), "."),
-    # "7.0", "0.50", but not a code ("E11.0") nor what may be thousands ("1.000")
-    (re.compile(rf"{_ALONE}(?!0*[1-9]\d{{0,2}}\.\d{{3}}(?!\d))(\d+)(?:\.0+|(\.\d*?[1-9])0+)(?![\d.])"), r"\1\2"),
-    # dates, ranges, ratios; translocations; inches, but no quotes
-    (re.compile(rf"{_ALONE}(\d{{1,4}})([-/.])(\d{{1,2}})\2(\d{{1,4}})(?![\w./-])"), r"\1/\3/\4"),
-    (re.compile(rf"(?<=\d)(?:{_DASHES}|\s{_DASHES}\s| to )(?=\d)|(?<=\b[CL]\d)/(?=\d\b)"), "-"),
-    (re.compile(r"(?<=\d)\s?[/\u2044]\s?(?=\d)"), "/"),
-    (re.compile(r"(?<=\d)\s?:\s?(?=\d)"), ":"),
-    (re.compile(r"\bt\s?\((\d+)[;:./](?:\s?)(\d+)\)"), r"t(\1;\2)"),
-    (re.compile(r"(?<=\d)(?:′′|'')|\A([^\"]*\d)\"(?=[^\"]*\Z)"), r"\1 inch"),
-    # units in words
-    (re.compile(r"(?<=\d)\s?(?:u|mc|µ|μ)g\b"), " μg"),
-    (re.compile(r"(?<=\d)\s?(?:percent|per\scent)\b"), "%"),
-    (re.compile(r"(?<=\d)\s?degrees?\s(?=[CF]\b)"), "°"),
-    # "HIV -ve"
-    (re.compile(r"(?:(?<=\w)|\s)-\s?ve\b"), " negative"),
-    (re.compile(r"\+\s?ve\b"), " positive"),
-    # of LaTeX and HTML: "10^{9}", "10<sup>9</sup>", "HER2^-", "37^°C", "5 \mu g"; only behind a digit it is a power
-    (re.compile(r"<sup>([^<>]*)</sup>|\^\{([^{}]*)\}"), r"^\1\2"),
-    (re.compile(r"\^([+-])(?!\d)|\^(°)|(?<!\d)\^(?=\d)"), r"\1\2"),
-    (re.compile(r"(?<=[A-Za-z)])_(?=\d)|(?<=μ) (?=[gmlLM]\b)"), ""),
+        (r"(?<=\d)[,·⋅](?=\d)", "."),
+        # "7.0", "0.50", but not a code ("E11.0", "250.00" alone) nor what may be thousands ("1.000")
+        (
+            rf"{_ALONE}(?!0*[1-9]\d{{0,2}}\.\d{{3}}(?!\d)|\A[1-9]\d\d\.\d\d?[\s.]*\Z)(\d+)(?:\.0+|(\.\d*?[1-9])0+)(?![\d.])",
+            r"\1\2",
+        ),
+        # dates, ranges, ratios; translocations; inches, but no quotes
+        (rf"{_ALONE}(\d{{1,4}})([-/.])(\d{{1,2}})\2(\d{{1,4}})(?![\w./-])", r"\1/\3/\4"),
+        (rf"(?<=\d)(?:{_DASHES}|\s{_DASHES}\s| to )(?=\d)|{_IN_NAMES}", "-"),
+        (r"(?<=\d)\s?[/\u2044]\s?(?=\d)", "/"),
+        # a titre, "1/160"
+        (rf"(?<=\d)\s?:\s?(?=\d)|(?<={_ALONE}1)/(?=\d+(?![\d./]))", ":"),
+        (r"\bt\s?\((\d+)[;:./](?:\s?)(\d+)\)", r"t(\1;\2)"),
+        (r"(?<=\d)(?:′′|'')|\A([^\"]*\d)\"(?=[^\"]*\Z)", r"\1 inch"),
+        # units in words
+        (r"(?<=\d)\s?(?:u|mc|µ|μ)g\b", " μg"),
+        (r"(?<=\d)\s?(?:percent|per\scent)\b", "%"),
+        (r"(?<=\d)\s?degrees?\s(?=[CF]\b)", "°"),
+        # "HIV -ve"
+        (r"(?:(?<=\w)|\s)-\s?ve\b", " negative"),
+        (r"\+\s?ve\b", " positive"),
+        # of LaTeX and HTML: "10^{9}", "10<sup>9</sup>", "HER2^-", "37^°C", "5 \mu g"; only behind a digit it is a power
+        (r"<sup>([^<>]*)</sup>|\^\{([^{}]*)\}", r"^\1\2"),
+        (r"\^([+-])(?!\d)|\^(°)|(?<!\d)\^(?=\d)", r"\1\2"),
+        (r"(?<=[A-Za-z)])_(?=\d)|(?<=μ) (?=[gmlLM]\b)", ""),
+    )
 )
 # One sign each of those written in several ways; a long dash behind a word is punctuation.
 _SAME_SIGN = (
@@ -110,13 +121,13 @@ _NEGATIVE = (
     r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
 )
 _SIGN = re.compile(rf"[<>≤≥≪≫±↑↓←‰√≠^♂♀✗]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
-_LONG = re.compile(r"\b(?=\w*[À-ɏ])(?:[^\W\d_]{5,}|[Cc]afé)\b")
+_LONG = re.compile(r"\b(?=\w*[À-ɏ])(?:[^\W\d_]{5,}|(?i:café))\b")
 _ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0308\u030a\u030b\u030c\u0327\u0328"
 _LIGATURES = {"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L"}
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
 _NUMBERED = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)(?=\d)", re.IGNORECASE)
 # no part of a Greek word, and no "μg"
-_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?!μ[a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
+_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?![μΜ][a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 # "Heart \text{failure}", "Heart\ failure": marks of LaTeX inside an answer
 _LATEX = re.compile(
@@ -151,14 +162,14 @@ def _in_one_form(text: str) -> str:
     return plain_letters(text)
 
 
-def plain_letters(text: str) -> str:
+def plain_letters(text: str, joint: str = "-") -> str:
     """`text` with Latin letters without accents in words of five letters and more ("Barré", "Sjögren"), since shorter
     ones are told apart by them in many languages ("côte", "côté"), and lone Greek letters by name ("β-blocker")."""
-    text = _NUMBERED.sub(r"\1-", text)
+    text = _NUMBERED.sub(rf"\1{joint}", text)
     if text.isascii():
         return text
     text = _LONG.sub(lambda word: "".join(map(_unaccented, word[0])), unicodedata.normalize("NFC", text))
-    return _GREEK.sub(_name_of, text)
+    return _GREEK.sub(lambda letter: _name_of(letter, joint), text)
 
 
 def _unaccented(letter: str) -> str:
@@ -168,11 +179,11 @@ def _unaccented(letter: str) -> str:
     return base if plain else _LIGATURES.get(letter, letter)
 
 
-def _name_of(letter: re.Match[str]) -> str:
-    """The name of a Greek letter, with a hyphen where a letter or digit stands beside it."""
+def _name_of(letter: re.Match[str], joint: str) -> str:
+    """The name of a Greek letter, with a joint where a letter or digit stands beside it."""
     name = unicodedata.name(letter[0]).split()[-1].lower().replace("lamda", "lambda")
     before, behind = (letter.string[place : place + 1].isalnum() for place in (letter.start() - 1, letter.end()))
-    return "-" * (letter.start() > 0 and before) + name + "-" * behind
+    return joint * (letter.start() > 0 and before) + name + joint * behind
 
 
 def spelled(text: str) -> str:
@@ -198,9 +209,28 @@ def _blank(sign: re.Match[str]) -> str:
 
 def same_text(said: str, gold: str) -> bool:
     """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case
-    and white space: a gold may be punctuation and articles alone ("+")."""
+    and white space: a gold may be punctuation and articles alone ("+"). Words with other accents are others."""
+    if _other_accents(said, gold):
+        return False
+    said, gold = _as_lists(said, gold)
     alike = bool(normalised(gold)) and signs(said) == signs(gold) and _meets(said, gold, normalised)
     return alike or _meets(said, gold, folded)
+
+
+def _other_accents(said: str, gold: str) -> bool:
+    """True where a word has accents in both texts and others in each ("pécheur", "pêcheur")."""
+    texts = (unicodedata.normalize("NFC", readable(text)).casefold() for text in (said, gold))
+    one, other = ({"".join(map(_unaccented, word)): word for word in _LONG.findall(text)} for text in texts)
+    return any(other.get(plain, word) != word for plain, word in one.items())
+
+
+def _as_lists(said: str, gold: str) -> tuple[str, str]:
+    """Two texts with commas of lists between numbers, "9, 10", where both have such commas; as they are where a comma
+    may be the other's decimal point."""
+    said, gold = readable(said), readable(gold)
+    if _COMMA.search(said) and _COMMA.search(gold):
+        return _COMMA.sub(", ", said), _COMMA.sub(", ", gold)
+    return said, gold
 
 
 def _meets(said: str, gold: str, form: Callable[[str], str]) -> bool:
@@ -228,7 +258,7 @@ def token_f1(gold: str, said: str) -> float:
     """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
     if same_text(said, gold):
         return 1.0
-    wanted, found = [[*normalised(text).split(), *signs(text)] for text in (gold, said)]
+    wanted, found = [[*normalised(text).split(), *signs(text)] for text in _as_lists(gold, said)]
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 

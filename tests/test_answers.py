@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from mmedexpert_jax import answers, comparison
 from mmedexpert_jax.data import LETTERS, prompts
+from mmedexpert_jax.data.words import stands
 from mmedexpert_jax.medeval.scoring import read_choice
+from mmedexpert_jax.mmedexpert.paradigm_rules import Statements
 
 CT = ("MRI", "Ultrasound", "CT", "Melanoma of the skin")
 
@@ -365,6 +367,20 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
         ("10%", "10 percent"),
         ("37 °C", "37 degrees C"),
         ("H&E stain", "H and E stain"),
+        # names of two numbers, titres, lists whose commas may be decimal marks
+        ("T11/12", "T11-12"),
+        ("S1/2", "S1-2"),
+        ("Grade 2/3", "grade 2-3"),
+        ("HPV 16/18", "HPV 16-18"),
+        ("BRCA1/2", "BRCA1, 2"),
+        ("CA 19-9", "CA 19.9"),
+        ("1/160", "1:160"),
+        ("1,2", "1, 2"),
+        ("HPV 16,18", "HPV 16, 18"),
+        ("C5,6", "C5, 6"),
+        ("1, 25-dihydroxyvitamin D", "1,25-dihydroxyvitamin D"),
+        ("2,50 cm", "2.5 cm"),
+        ("100.0%", "100%"),
     ],
 )
 def test_what_is_the_same_is_so_in_words_and_in_full(one, other):
@@ -386,7 +402,7 @@ def test_what_is_the_same_is_so_in_words_and_in_full(one, other):
         ("3/5", "3.5"),
         ("1:160", "1.160"),
         ("5'", '5"'),
-        ("1,2", "1, 2"),
+        ("401.0", "401"),
         # not one number in two forms
         ("1,000 mg", "1.000 mg"),
         ("1.500", "1.5"),
@@ -399,6 +415,51 @@ def test_what_is_another_number_or_word_is_another_answer(one, other):
     for said, gold in ((one, other), (other, one)):
         assert not comparison.same_text(said, gold) and comparison.token_f1(gold, said) < 1
     assert answers.vote(one) != answers.vote(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ribs 9,10", "ribs 9,1"),
+        ("5,10-methylene-THF", "5,1-methylene-THF"),
+        # two accents of one word, while none beside one may be a slip
+        ("pécheur", "pêcheur"),
+        ("publicó", "Público"),
+    ],
+)
+def test_two_lists_and_two_accents_are_told_apart_though_either_may_be_the_same_as_a_third(one, other):
+    for said, gold in ((one, other), (other, one)):
+        assert not comparison.same_text(said, gold)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "l4/5",
+        "c5/6 disc",
+        "5 mcg",
+        "5 ug",
+        "5 μg/kg",
+        "5 μmol",
+        "50 percent",
+        "37 degrees c",
+        "5 degrees F",
+        "5 to 10 mg",
+        "t(9;22)",
+        "fever, and cough",
+        "salt & water",
+        "3x4 cm",
+        "HIV -ve",
+        "café-au-lait spots",
+        "Löffler syndrome",
+        "β2-agonist",
+        "BRCA1/2",
+    ],
+)
+def test_case_tells_no_texts_apart(text):
+    for other in (text.upper(), text.lower(), text.title()):
+        assert comparison.same_text(text, other) and comparison.same_text(other, text)
+    assert answers.choice(f"<answer>{text.upper()}</answer>", [text, "x"]) == "A"
 
 
 def test_f1_takes_a_number_as_one_word():
@@ -447,6 +508,31 @@ def test_an_option_in_another_form_of_its_letters_and_numbers_is_chosen(inside, 
         ("no", "No image was provided", False),
         ("no", "Non si vede", False),
         ("present", "Yes it is", False),
+        # a "no" beside what is found
+        ("no", "The lesion is malignant, no calcification", False),
+        ("no", "Consolidation is present in the right lobe. No effusion.", False),
+        ("no", "The lung is not normal: no aeration on the left", False),
+        ("no", "I see no reason to doubt; malignant", False),
+        ("no", "Pneumonia with no effusion", False),
+        ("no", "I would say no, because it is benign", True),
+        # an opening that ends its clause
+        ("yes", "Yes. Actually no surgery needed", True),
+        ("yes", "Yes, wait for labs; no surgery", True),
+        ("yes", "Yes, sorry, no more details", True),
+        ("yes", "Yes, cannot see the image clearly", True),
+        ("yes", "Yes, please share the image with surgeon", True),
+        ("no", "No, I cannot see an image of a fracture", True),
+        ("no", "No. Please provide an image with contrast to exclude", True),
+        ("no", "No, please send another image", True),
+        ("no", "No: no image given", True),
+        ("no", "no, it can't see the scan margin", True),
+        ("no", "No. 2 lesions are benign", True),
+        ("no", "No. 5 mm nodule is benign", True),
+        ("no", "No. 12 weeks is too early", True),
+        ("no", "No. 3", False),
+        ("no", "No, I can't view images.", False),
+        ("no", "No, wait: yes", False),
+        ("yes", "Yes, I can help. Please upload the image.", False),
     ],
 )
 def test_an_open_answer_of_yes_or_no_is_read_as_that_of_a_question_of_its_kind(gold, said, right):
@@ -456,6 +542,37 @@ def test_an_open_answer_of_yes_or_no_is_read_as_that_of_a_question_of_its_kind(g
 
 def test_a_fence_around_an_answer_does_not_matter():
     assert answers.gives('```json\n{"answer": "pneumonia"}\n```', ("pneumonia",))
+    for fence in ("```Pneumonia\n```", "```\nPneumonia\n```", "```text\nPneumonia\n```", "```text\n`Pneumonia`\n```"):
+        assert answers.gives(fence, ("pneumonia",)) and choose(fence, ("Gout", "Pneumonia")) == "B"
+
+
+def test_a_run_of_backticks_is_read_in_time_linear_in_the_length():
+    start = time.process_time()
+    assert not answers.gives("`" * 100_000, ("yes",)) and choose("`" * 100_000) is None
+    assert time.process_time() - start < 4  # some 0.1
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text", "found"),
+    [
+        ("TNF", "TNFα", False),
+        ("IFN", "IFNγ high", False),
+        ("IL-1", "IL-1β", False),
+        ("HCG", "βHCG level", False),
+        ("alpha", "alpha1", False),
+        ("1", "β1 agonist", False),
+        ("TNF-alpha", "anti-TNFα", True),
+        ("TNFα", "high TNF-alpha", True),
+        ("β-blocker", "a beta-blocker", True),
+    ],
+)
+def test_a_phrase_stands_in_no_longer_name_with_a_greek_letter(phrase, text, found):
+    assert stands(phrase, text) is found
+
+
+def test_the_longer_of_two_options_is_named_however_its_greek_letter_is_written():
+    for text in ("high TNFα", "high TNF-alpha"):
+        assert Statements((), "", ("TNF", "TNFα"), 0).named(text) == {1}
 
 
 def test_f1_hears_a_sign_and_counts_units_as_it_did():

@@ -79,13 +79,18 @@ class Findings:
         return rows
 
 
+# A word that a line's end parts, but not "T-cell", "COVID-negative", "non-small", whose hyphens are their own.
+_OWN_HYPHEN = "non|well|anti|post|pre|self|low|high|long|short|age|sex|dose|beta|alpha|gamma"
+_BROKEN = re.compile(rf"\b(?!(?i:{_OWN_HYPHEN})-)([^\W\d_][a-zß-ÿ]{{2,}})-[^\S\n]*\n\s*(?=[a-zß-ÿ])")
+
+
 def words_in(text: str) -> tuple[str, ...]:
     """Words of a text in lower case, in one form of Unicode, whole where soft hyphens, marks without width or a line's
-    end part them; where no spaces part words, as in Chinese and Japanese, its characters."""
+    end (`_BROKEN`) part them; where no spaces part words, as in Chinese and Japanese, its characters."""
     text = unicodedata.normalize("NFKC", text)
     if not text.isascii():
         text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-    text = re.sub(r"(?<=[^\W\d_])-[^\S\n]*\n\s*(?=[a-zß-ÿ])", "", text).lower()
+    text = _BROKEN.sub(r"\1", text).lower()
     return tuple(re.findall(r"\w+", CHINESE_JAPANESE.sub(r" \g<0> ", text)))
 
 

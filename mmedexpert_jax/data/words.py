@@ -25,8 +25,13 @@ def word_count(text: str) -> int:
 
 def plain(text: str) -> str:
     """A text in one form of Unicode, with plain apostrophes, dashes and blanks in the place of typographic ones, and
-    `plain_letters`."""
-    return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()))
+    `plain_letters`, Greek ones joined so that "TNFα" stays one word."""
+    return plain_letters(" ".join(unicodedata.normalize("NFKC", text.translate(_SIGNS)).split()), joint="_")
+
+
+def pattern(phrase: str) -> str:
+    """The regular expression of a `plain` phrase, with any joint beside a Greek letter: "TNF-alpha" is "TNFα"."""
+    return re.sub(r"\\-|_", "[-_]", re.escape(phrase))
 
 
 def stands(phrase: str, text: str) -> bool:
@@ -35,4 +40,4 @@ def stands(phrase: str, text: str) -> bool:
     phrase, text = plain(phrase), plain(text)
     if UNSPACED.search(phrase):
         return phrase in text
-    return bool(re.search(rf"(?<!\w){re.escape(phrase)}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))
+    return bool(re.search(rf"(?<!\w){pattern(phrase)}(?:(?<=[^\W\d_])e?s)?(?!\w)", text))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax.data.paradigms import BASE, COUNTS, PARADIGMS, POSTERIOR, PRIOR, apart, statements
-from mmedexpert_jax.data.words import plain, stands, word_count
+from mmedexpert_jax.data.words import pattern, plain, stands, word_count
 
 _AGAINST = re.compile(
     r"\b(?:against|unlikely|less likely|exclude[sd]?|rule[sd]? out|eliminate[sd]?|absent|lacks?|without|does not|"
@@ -55,7 +55,9 @@ class Statements:
             i
             for i in found
             if not any(  # it stands in the text only inside a longer one
-                texts[i] != texts[j] and texts[i] in texts[j] and not stands(texts[i], lower.replace(texts[j], " "))
+                texts[i] != texts[j]
+                and texts[i] in texts[j]
+                and not stands(texts[i], re.sub(pattern(texts[j]), " ", lower))
                 for j in found
             )
         }

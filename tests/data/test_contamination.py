@@ -63,6 +63,8 @@ def test_soft_hyphens_and_the_ends_of_lines_part_no_words():
     text = "A man with hypertension, hyperkalaemia and a beta-blocker"
     parted = "A man with hyper\u00adten\u00adsion, hyper-\nkalaemia and a be\u200bta-blocker"
     assert c.words_in(parted) == c.words_in(text)
+    for hyphen in ("T-cell", "COVID-negative", "non-small", "Well-differentiated", "beta-blocker"):
+        assert c.words_in(hyphen.replace("-", "-\n")) == c.words_in(hyphen)
     assert c.words_in("A dose of 3-\n5 mg; no -\nnone") == ("a", "dose", "of", "3", "5", "mg", "no", "none")
 
 
