@@ -51,6 +51,10 @@ VARIANTS = {  # name -> what it is, what it sets
     "reinforce_pp": ("REINFORCE++", ["--config.objective=reinforce_pp"]),
     "papo": ("PAPO", ["--config.objective=papo"]),
     "drpo": ("DRPO", ["--config.objective=drpo"]),
+    "batch": ("advantages scaled over the batch", ["--config.advantage_scale=batch"]),
+    "entropy": ("an entropy bonus of 0.001", ["--config.entropy_coef=0.001"]),
+    "reference": ("the reference made anew every 16 steps", ["--config.ref_every=16"]),
+    "weighted": ("advantages weighted by specialty", ["--config.advantage_weights=specialty"]),
     "slower": ("half the learning rate", ["--config.lr=7.5e-4"]),
     "faster": ("twice the learning rate", ["--config.lr=3e-3"]),
 }
