@@ -81,8 +81,13 @@ def shown(value: Any, width: int = SHOWN) -> str:
 
 def cut(text: str, width: int = SHOWN) -> str:
     """`text` on one line of at most `width` characters."""
-    text = " ".join(without_login(text)[: 4 * width].split())
+    text = " ".join(without_login(text)[: 4 * width].split())  # 4: blanks are joined, and a text may have gigabytes
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def listing(names: Sequence[str], most: int) -> str:
+    """The first `most` names, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def passed_on(name: str) -> str:
@@ -115,7 +120,7 @@ def check(value: Any, schema: Any, place: str, error: type[UserError] = DataErro
         path = path.rstrip("`").removeprefix("$").lstrip(".")
         key = f"key {cut(path)}: " if path else ""
         found = _at(value, path)
-        raise error(f"{place}: {key}{_plainly(expected)}; found {shown(found)}") from None
+        raise error(f"{place}: {key}{_in_our_words(expected)}; found {shown(found)}") from None
     except RecursionError:
         raise error(f"{place}: nested deeper than {MAX_DEPTH} levels") from None
     except UnicodeEncodeError:  # msgspec tries to read text as a number
@@ -141,7 +146,7 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _plainly(problem: str) -> str:
+def _in_our_words(problem: str) -> str:
     """A message of msgspec's in the words of our errors: "expected `int`, got `str`" -> "must be int"."""
     problem = re.sub(r", got `[^`]*`$", "", problem)
     return (
@@ -159,7 +164,7 @@ def _bounded(tree: Any) -> Any:
         below: list[Any] = []
         for node in level:
             if isinstance(node, float) and not math.isfinite(node):
-                raise Refused(f"{_key_of(node, tree)}{json.dumps(node)} is no finite number")
+                raise Refused(f"{_path_to(node, tree)}{json.dumps(node)} is no finite number")
             if isinstance(node, dict):
                 below.extend(node.values())
             elif isinstance(node, list):
@@ -172,7 +177,7 @@ def _bounded(tree: Any) -> Any:
     raise Refused(f"is nested deeper than {MAX_DEPTH} levels")
 
 
-def _key_of(found: float, tree: Any) -> str:
+def _path_to(found: float, tree: Any) -> str:
     """The place in `tree` of a number, that very object, in words: "key a.b[3]: "; empty where it is all of it."""
     level = [("", tree)]
     while level:
@@ -252,7 +257,11 @@ def read_lines(
 
 
 def read_yaml(
-    path: str | os.PathLike, schema: Any = Any, *, limit: int = 1 << 20, error: type[UserError] = DataError
+    path: str | os.PathLike,
+    schema: Any = Any,
+    *,
+    limit: int = 1 << 20,  # PyYAML reads 250 KB a second, and people write its files by hand
+    error: type[UserError] = DataError,
 ) -> Any:
     """The value of a YAML file (no tags of Python's), converted to `schema`. Raises `error`."""
     value = _parsed(_name(path), "YAML", error, _yaml, read_bytes(path, limit, error))
@@ -278,11 +287,11 @@ def _parsed(place: str, form: str, error: type[UserError], parse: Any, content: 
 
 def _json(text: str, nan: Any) -> Any:
     constants = {"NaN": nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    value = json.loads(text, object_pairs_hook=_once, parse_int=_int, parse_constant=constants.get)
-    return _whole(value, text)
+    value = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_int, parse_constant=constants.get)
+    return _encodable(value, text)
 
 
-def _whole(value: Any, text: str) -> Any:
+def _encodable(value: Any, text: str) -> Any:
     """`value` that was read from `text`. Raises Refused where an escape made text of it that cannot be written again.
 
     Half of a surrogate pair is JSON and YAML, and no character.
@@ -295,22 +304,22 @@ def _whole(value: Any, text: str) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise Refused(f"the key {shown(_twice(names))} is written twice")
+        raise Refused(f"the key {shown(_first_twice(names))} is written twice")
     return found
 
 
-def _twice(names: Iterable[Any]) -> Any:
+def _first_twice(names: Iterable[Any]) -> Any:
     """The first of names that stands twice; None where each stands once."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _int(text: str) -> int | float:
     """A whole number; beyond 64 bits a float, as tokenizers say that they have no longest text (10**30)."""
-    if len(text) > 40:
+    if len(text) > 40:  # a longer one is no count of anything, and Python takes long over thousands of digits
         raise Refused(f"the number {cut(text, 40)} does not fit in 64 bits")
     number = int(text)
     return number if -(2**63) <= number < 2**64 else float(number)
@@ -325,12 +334,12 @@ class _Loader(yaml.SafeLoader):
         if len(names) < len(node.value):
             raise Refused("a key is no scalar")
         if len(set(names)) < len(names):
-            raise Refused(f"the key {shown(_twice(names))} is written twice")
+            raise Refused(f"the key {shown(_first_twice(names))} is written twice")
         return super().construct_mapping(node, deep)
 
 
 def _yaml(text: str) -> Any:
-    return _whole(yaml.load(text, Loader=_Loader), text)  # a SafeLoader: it makes no object of a tag
+    return _encodable(yaml.load(text, Loader=_Loader), text)  # a SafeLoader: it makes no object of a tag
 
 
 @contextmanager
@@ -447,17 +456,15 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def inert(cell: Any) -> Any:
-    """A cell of CSV that no spreadsheet takes for a formula: text that begins as one gets a ' in front."""
-    formula = isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(cell)
-    return f"'{cell}" if formula else cell
-
-
-def _is_number(text: str) -> bool:
+    """A cell of CSV that no spreadsheet takes for a formula: text that begins as one, and is no number such as "-5",
+    gets a ' in front."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
     try:
-        float(text)
+        float(cell)
     except ValueError:
-        return False
-    return True
+        return f"'{cell}"
+    return cell
 
 
 def _dumped(path: str | os.PathLike, value: Any, indent: int | None = None) -> str:
@@ -467,9 +474,7 @@ def _dumped(path: str | os.PathLike, value: Any, indent: int | None = None) -> s
         raise DataError(f"{_name(path)} is not written: a value of it is not finite") from None
 
 
-def listing(names: Sequence[str], most: int) -> str:
-    """The first `most` names, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+# -- code of users -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
