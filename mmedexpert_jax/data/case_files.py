@@ -19,6 +19,7 @@ from mmedexpert_jax import answers, border, hub
 from mmedexpert_jax.config.fields import BENCHMARK, HUB
 from mmedexpert_jax.data import forms, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
+from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.data.words import word_count
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
@@ -174,7 +175,7 @@ def read_cases(
 def _numbered(files: Sequence[Path]) -> Iterator[tuple[Path, int, dict[str, Any] | str]]:
     """(file, number from 1, row) of several tables."""
     for file in files:
-        for number, row in tables.read(tables.InFolder(file), str(file), ("images", "image")):
+        for number, row in tables.read(InFolder(file), str(file), ("images", "image")):
             yield file, number, row
 
 
@@ -487,7 +488,7 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
     if ADDRESS.match(item) or (item.startswith(BASE64) and len(item) > LONGEST):
         named = f"{place}: {border.cut(item, 40)}"
         return ImageRef(named, partial(content, item, named), seen)
-    return ImageRef(f"{place}: {border.cut(item)}", tables.InFolder(folder / os.path.expanduser(item)), seen)
+    return ImageRef(f"{place}: {border.cut(item)}", InFolder(folder / os.path.expanduser(item)), seen)
 
 
 def _cell(cell: Any, folder: Path, name: str) -> bytes:
@@ -518,7 +519,7 @@ def pictures(image: ImageRef) -> Iterator[ImageRef]:
         files = medical.series(folder, image.name)
         for place in chosen(len(files), image.view.slices, image.name):
             view = replace(image.view, slices=None)
-            yield ImageRef(f"{image.name}/{files[place].name}", tables.InFolder(files[place]), view)
+            yield ImageRef(f"{image.name}/{files[place].name}", InFolder(files[place]), view)
         return
     yield from image.expand()
 

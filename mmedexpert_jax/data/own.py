@@ -18,6 +18,7 @@ from uuid import UUID
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data import case_files, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
+from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, SUFFIXES, clean
@@ -126,7 +127,7 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
 
 
 def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str, Any]]:
-    for number, row in tables.read(tables.InFolder(source), str(source), ("images", "image")):
+    for number, row in tables.read(InFolder(source), str(source), ("images", "image")):
         try:
             if isinstance(row, str):
                 raise DataError(row)

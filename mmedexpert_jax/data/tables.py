@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from mmedexpert_jax import border
+from mmedexpert_jax.data.places import InFolder, Place
 from mmedexpert_jax.errors import DataError
 
 # texts of cells that are empty, also as pandas, databases and spreadsheets write them
@@ -60,51 +61,6 @@ csv.field_size_limit(border.MAX_LINE)  # a cell may hold an image; the module's 
 Values = Iterator[dict[str, Any] | str]  # a row, or the reason why there is none
 
 
-class Place(Protocol):
-    """The place of a file: in a folder or in a zip."""
-
-    def open(self) -> BinaryIO:
-        """The file, seekable."""
-
-    def __hash__(self) -> int: ...
-
-
-LARGE = 2**24  # bytes from which a file is kept while its slices are asked for
-
-
-@dataclass(frozen=True)
-class InFolder:
-    """A file of a directory."""
-
-    path: Path
-
-    def open(self) -> BinaryIO:
-        """The file, seekable. Raises OSError, of a pipe or a device too, which may have no end."""
-        self._check()
-        return border.existing(self.path).open("rb")
-
-    def size(self) -> int:
-        """Bytes of it. Raises OSError."""
-        return border.existing(self.path).stat().st_size
-
-    def checksum(self) -> int:
-        """CRC-32 of its content. Raises as `open`."""
-        return zlib.crc32(self())
-
-    def _check(self) -> None:
-        if self.path.exists() and not self.path.is_file():
-            raise OSError("it is no file")
-
-    def __call__(self) -> bytes:
-        """All of it. Raises as `open`."""
-        self._check()
-        path = border.existing(self.path)
-        seen = path.stat()
-        if seen.st_size < LARGE:
-            return path.read_bytes()
-        return _large(path, (seen.st_mtime_ns, seen.st_size))
-
-
 def absent(cell: str) -> bool:
     """True for the text of an empty cell; "Null" is a word, such as that of an allele."""
     bare = cell.strip()
@@ -124,12 +80,6 @@ def refuse_gaps(place: str, names: Iterable[str]) -> None:
 def by_numbers(name: str) -> list[str | int]:
     """A key that sorts names by their numbers: 2 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-@functools.lru_cache(maxsize=1)
-def _large(path: Path, seen: tuple[int, int]) -> bytes:
-    """The last large file, a volume whose slices are asked for in turn; `seen` says whether it has changed."""
-    return path.read_bytes()
 
 
 def read(place: Place, name: str, images: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -247,15 +197,15 @@ def _csv(place: Place, name: str, images: Sequence[str]) -> Values:
     with place.open() as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
         head = text.readline(border.MAX_LINE)
         told = _SEPARATOR.fullmatch(head)
-        first = [] if told else [head]
         bare = re.sub(r'"(?:[^"]|"")*"', "", head)  # a quoted name may hold any mark
         marks = "|" if "|" in bare and not set(bare) & set(",;\t") else ",;\t"  # a bar may stand within a name
         mark = told[1] if told else max(marks, key=bare.count)
-        rows = csv.reader(itertools.chain(first or ["\n"], text, [_END]), delimiter=mark)
+        # a blank line in the place of the one that names the separator, so that lines keep their numbers
+        rows = csv.reader(itertools.chain(["\n" if told else head], text, [_END]), delimiter=mark)
         try:
             whole = _whole(rows, name)
             if told:
-                next(whole)  # in the place of the line that names the separator, so that lines keep their numbers
+                next(whole)  # the blank one
             header = _header(next(whole, []), name)
             for cells in whole:
                 if any(cells):
@@ -449,9 +399,8 @@ def _mapped(place: Place, column: str, group: int) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = getattr(place, "path", None) or getattr(place, "archive", None)
-    stat = Path(path).stat() if path else None
-    key = f"{place} {stat and (stat.st_mtime_ns, stat.st_size)} {column} {group}"
+    stat = (place.path if isinstance(place, InFolder) else place.archive).stat()
+    key = f"{place} {(stat.st_mtime_ns, stat.st_size)} {column} {group}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmedexpert-jax" / "tables"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
     with _COPYING:  # threads that ask for the same group wait for one copy

@@ -18,7 +18,8 @@ from PIL import Image
 from mmedexpert_jax.data import benchmarks
 from mmedexpert_jax.data.benchmarks import gmai_mmbench, omnimedvqa, registry
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.data.tables import InFolder, _records, read
+from mmedexpert_jax.data.places import InFolder
+from mmedexpert_jax.data.tables import _records, read
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.published import GMAI as GMAI_TABLE
 from mmedexpert_jax.medeval.scoring import score

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, forms, load_cases, own, prompts, tables
+from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
 from mmedexpert_jax.medeval import scoring
@@ -308,7 +309,7 @@ def _large_group(tmp_path, monkeypatch):
     images = [_jpeg(seed) for seed in range(40)]
     pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
     tables._column.cache_clear()
-    cell = tables.ParquetCell(tables.InFolder(tmp_path / "x.parquet"), "image", 0, 7)
+    cell = tables.ParquetCell(InFolder(tmp_path / "x.parquet"), "image", 0, 7)
     return cell, images[7], tmp_path / "cache" / "mmedexpert-jax" / "tables"
 
 
@@ -352,7 +353,7 @@ def test_a_table_of_too_many_columns_or_two_of_one_name_is_one_line(tmp_path, su
     ):
         file.write_text(mark.join(names) + "\n")
         with pytest.raises(DataError, match=said):
-            list(tables.read(tables.InFolder(file), str(file)))
+            list(tables.read(InFolder(file), str(file)))
 
 
 QUESTION = "What is seen?"
@@ -771,27 +772,25 @@ def test_a_history_of_turns_is_refused():
 
 def test_objects_of_which_the_first_is_empty_are_rows(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"q1": {}, "q2": {"question": "Which?"}}))
-    rows = [row for _, row in tables.read(tables.InFolder(tmp_path / "x.json"), "x.json")]
+    rows = [row for _, row in tables.read(InFolder(tmp_path / "x.json"), "x.json")]
     assert rows == [{"id": "q1"}, {"id": "q2", "question": "Which?"}]
 
 
 def test_the_separator_of_a_table_is_looked_for_outside_quotes(tmp_path):
     (tmp_path / "x.csv").write_text('id;question;"options, A, B, C, D";answer\n1;Which?;gout, flu;A\n')
-    [(_, row)] = tables.read(tables.InFolder(tmp_path / "x.csv"), "x.csv")
+    [(_, row)] = tables.read(InFolder(tmp_path / "x.csv"), "x.csv")
     assert row == {"id": "1", "question": "Which?", "options, A, B, C, D": "gout, flu", "answer": "A"}
     (tmp_path / "y.csv").write_text('"id","a;b;c;d"\n1,x\n')
-    [(_, row)] = tables.read(tables.InFolder(tmp_path / "y.csv"), "y.csv")
+    [(_, row)] = tables.read(InFolder(tmp_path / "y.csv"), "y.csv")
     assert row == {"id": "1", "a;b;c;d": "x"}
 
 
 def test_a_tsv_with_carriage_returns_alone_says_so(tmp_path):
     (tmp_path / "x.tsv").write_bytes(b"id\tquestion\r1\tWhich?\r")
     with pytest.raises(DataError, match="carriage returns alone"):
-        list(tables.read(tables.InFolder(tmp_path / "x.tsv"), "x.tsv"))
+        list(tables.read(InFolder(tmp_path / "x.tsv"), "x.tsv"))
     (tmp_path / "x.tsv").write_bytes(b"id\tquestion\r\n1\tWhich?\r\n")
-    assert [row for _, row in tables.read(tables.InFolder(tmp_path / "x.tsv"), "x.tsv")] == [
-        {"id": "1", "question": "Which?"}
-    ]
+    assert [row for _, row in tables.read(InFolder(tmp_path / "x.tsv"), "x.tsv")] == [{"id": "1", "question": "Which?"}]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.data import load_cases
-from mmedexpert_jax.data.tables import InFolder
+from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.gba import trainer
 from mmedexpert_jax.gba.batches import Batches, cut
 from mmedexpert_jax.gba.guidelines import Guidelines, Prompt

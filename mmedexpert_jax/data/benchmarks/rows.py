@@ -9,8 +9,9 @@ from typing import Any
 from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered, out_of_order, unlabelled
 from mmedexpert_jax.data import forms, tables
-from mmedexpert_jax.data.benchmarks.source import Entry, MissingImage
+from mmedexpert_jax.data.benchmarks.source import MissingImage
 from mmedexpert_jax.data.case import LETTERS
+from mmedexpert_jax.data.places import Place
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing.images import ImageRef
 
@@ -156,18 +157,18 @@ def absent(value: Any) -> bool:
     )
 
 
-def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterator[Row]:
+def read(found: tuple[str, Place], images: Sequence[str] = ("image",)) -> Iterator[Row]:
     """Rows of a file, as `data.tables.read` reads them.
 
     Args:
-        found: (path, entry) of `Files`.
+        found: (path, place) of `Files`.
         images: keys of images inside a TSV (base64) or Parquet file (bytes).
 
     Raises:
         DataError: the file is not of its kind. A single row that cannot be read has its `problem` set.
     """
-    path, entry = found
-    for number, values in tables.read(entry, path, images):
+    path, place = found
+    for number, values in tables.read(place, path, images):
         where = f"{path}, row {number}"
         if isinstance(values, dict):
             yield Row(values, where, number)
@@ -175,7 +176,7 @@ def read(found: tuple[str, Entry], images: Sequence[str] = ("image",)) -> Iterat
             yield Row({}, where, number, f"{where}: {values}")
 
 
-def read_all(parts: Iterable[tuple[str, Entry]], images: Sequence[str] = ("image",)) -> Iterator[Row]:
+def read_all(parts: Iterable[tuple[str, Place]], images: Sequence[str] = ("image",)) -> Iterator[Row]:
     """Rows of a file that lies in several parts, as of `read`; numbers go on from part to part."""
     rows = (row for part in parts for row in read(part, images))
     return (replace(row, number=number) for number, row in enumerate(rows, 1))

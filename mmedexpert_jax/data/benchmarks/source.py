@@ -8,14 +8,13 @@ import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from mmedexpert_jax import border
 from mmedexpert_jax.border import one_line
 from mmedexpert_jax.data import tables
-from mmedexpert_jax.data.tables import SUFFIXES, InFolder
+from mmedexpert_jax.data.places import InFolder, InZip, Place, open_archive
+from mmedexpert_jax.data.tables import SUFFIXES
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.processing.images import ImageRef
 
@@ -27,61 +26,18 @@ class MissingImage(DataError):
     """An image that a row names and the files do not hold."""
 
 
-@dataclass(frozen=True)
-class InZip:
-    """A member of a zip."""
-
-    archive: Path
-    member: str
-
-    def open(self) -> BinaryIO:
-        """The member, seekable; going back reads it from its beginning. Raises DataError if it cannot be unpacked."""
-        try:
-            return open_archive(self.archive, os.getpid()).open(self.member)  # type: ignore[return-value]
-        except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:  # a password, a method of its own
-            raise DataError(f"{self.archive}, {self.member}: {border.cut(str(error))}; unpack it by hand") from None
-
-    def __call__(self) -> bytes:
-        """All of it. Raises as `open`."""
-        with self.open() as file:
-            return file.read()
-
-    def size(self) -> int:
-        """Bytes of it."""
-        return self._info().file_size
-
-    def checksum(self) -> int:
-        """CRC-32 of its content, as the zip has it."""
-        return self._info().CRC
-
-    def _info(self) -> zipfile.ZipInfo:
-        return open_archive(self.archive, os.getpid()).getinfo(self.member)
-
-
-Entry = InFolder | InZip
-
-
-@functools.lru_cache(maxsize=16)
-def open_archive(path: Path, process: int) -> zipfile.ZipFile:
-    """A zip, opened once in each process. Raises DataError."""
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is not a readable zip ({error}); fetch it again") from None
-
-
 class Files:
     """The files of one benchmark, found by the end of their paths."""
 
-    def __init__(self, name: str, root: Path, entries: Iterator[tuple[str, Entry]], expects: str = ""):
-        """Takes a name for errors, and (path with slashes, entry) pairs; unpacked files before those in zips."""
+    def __init__(self, name: str, root: Path, places: Iterator[tuple[str, Place]], expects: str = ""):
+        """Takes a name for errors, and (path with slashes, place) pairs; unpacked files before those in zips."""
         self.name, self.root, self.expects = name, root, expects
-        self._by_name: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
+        self._by_name: dict[str, list[tuple[str, Place]]] = defaultdict(list)
         self._are_alike = functools.cache(_alike)  # many questions name one image
-        for path, entry in entries:
+        for path, place in places:
             path = path.replace("\\", "/")  # as some tools of Windows write a zip's members
             if not any(junk in f"/{path}" for junk in JUNK):
-                self._by_name[_composed(path.rpartition("/")[2])].append((path, entry))
+                self._by_name[_composed(path.rpartition("/")[2])].append((path, place))
 
     @classmethod
     def open(cls, source: str | Path, expects: str = "") -> "Files":
@@ -115,8 +71,8 @@ class Files:
         zipped = (pair for name, path in local if name.endswith(".zip") for pair in _members(path))
         return cls(f"hub:{repository}", Path(), iter([*plain, *zipped]))
 
-    def find(self, pattern: str) -> list[tuple[str, Entry]]:
-        """Entries whose path ends with `pattern` ("QA_information/Open-access/*.json"), sorted by path.
+    def find(self, pattern: str) -> list[tuple[str, Place]]:
+        """Files whose path ends with `pattern` ("QA_information/Open-access/*.json"), sorted by path.
 
         Raises DataError where some parts of a file in parts are missing.
         """
@@ -126,7 +82,7 @@ class Files:
         tables.refuse_gaps(self.name, [name for name, _ in found])
         return sorted(dict(reversed(found)).items())
 
-    def need(self, *patterns: str) -> list[tuple[str, Entry]]:
+    def need(self, *patterns: str) -> list[tuple[str, Place]]:
         """`find` of the first pattern that finds something. Raises DataError."""
         for pattern in patterns:
             if found := self.find(pattern):
@@ -139,14 +95,14 @@ class Files:
             f"{self._packed}"
         )
 
-    def alone(self, split: str) -> tuple[str, Entry] | None:
-        """The entry of a source that is one table, of whatever name that speaks of no other split; None of others."""
+    def alone(self, split: str) -> tuple[str, Place] | None:
+        """The file of a source that is one table, of whatever name that speaks of no other split; None of others."""
         word = re.search("train|dev|val|test", self.root.stem.lower())
         known = self.root.suffix.lower() in SUFFIXES and self.root.is_file() and (not word or split.startswith(word[0]))
         return (self.root.name, InFolder(self.root)) if known else None
 
-    def one(self, *patterns: str) -> tuple[str, Entry]:
-        """The entry that `need` finds with the shortest path."""
+    def one(self, *patterns: str) -> tuple[str, Place]:
+        """The file that `need` finds with the shortest path."""
         return min(self.need(*patterns), key=lambda pair: (len(pair[0]), pair[0]))
 
     def image(self, path: str, where: str) -> ImageRef:
@@ -154,12 +110,12 @@ class Files:
         several folders do that are not the same."""
         wanted = _composed(re.sub(r"^(?:\.{0,2}/)+", "", path.strip().replace("\\", "/")))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
-        found = [(name, entry) for name, entry in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
+        found = [(name, place) for name, place in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
         if not found and self.root.is_file() and (beside := self.root.parent / wanted).is_file():
             return ImageRef(wanted, InFolder(beside))
         if not found:
             raise MissingImage(f"{where}: no image {path!r}{self._packed}")
-        if not self._are_alike(tuple(entry for _, entry in found)):
+        if not self._are_alike(tuple(place for _, place in found)):
             names = " and ".join(name for name, _ in found[:2])
             raise DataError(f"{where}: image {path!r} may be {names}, which differ; leave one of them")
         return ImageRef(wanted, found[0][1])
@@ -171,14 +127,14 @@ class Files:
         return f"; {name} is not looked into, unpack it" if name else ""
 
 
-def _alike(entries: Sequence[Entry]) -> bool:
+def _alike(places: Sequence[Place]) -> bool:
     """True where files of one name are of one size, and those in folders of one content, and those in zips: a file is
     not read to compare it with its copy in a zip, since whole sets lie so."""
-    if len(entries) < 2:
+    if len(places) < 2:
         return True
     try:
-        sizes = {entry.size() for entry in entries}
-        contents = [{entry.checksum() for entry in entries if isinstance(entry, kind)} for kind in (InFolder, InZip)]
+        sizes = {place.size() for place in places}
+        contents = [{place.checksum() for place in places if isinstance(place, kind)} for kind in (InFolder, InZip)]
     except OSError:  # a link to nowhere, which is named when it is opened
         return True
     return len(sizes) == 1 and all(len(content) < 2 for content in contents)
@@ -193,7 +149,7 @@ def _ends(path: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Entry]]:
+def _walk(root: Path) -> Iterator[tuple[str, Place]]:
     """Paths begin with the directory's own name, so that "MM/test.jsonl" is found in a directory MM as well."""
     zips = []
     for folder, folders, names in os.walk(root.absolute(), followlinks=True):
@@ -208,7 +164,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Entry]]:
         yield from _members(path)
 
 
-def _members(path: Path) -> Iterator[tuple[str, Entry]]:
+def _members(path: Path) -> Iterator[tuple[str, Place]]:
     for member in open_archive(path, os.getpid()).namelist():
         if not member.endswith("/"):
             yield member, InZip(path, member)

@@ -13,7 +13,8 @@ from typing import Any
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
 from mmedexpert_jax.data.forms import gives_away, inline, listed, placed
-from mmedexpert_jax.data.tables import ABSENT, InFolder, absent, by_numbers
+from mmedexpert_jax.data.places import InFolder
+from mmedexpert_jax.data.tables import ABSENT, absent, by_numbers
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
 from mmedexpert_jax.mmedexpert.sources.raw_formats import CHOICES, Format, Raw

@@ -13,6 +13,7 @@ from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import raw_source
 from mmedexpert_jax.data import case_files, tables
 from mmedexpert_jax.data.forms import written
+from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
@@ -169,7 +170,7 @@ def _read(
     rights: Rights,
     privacy: str,
 ) -> None:
-    for number, row in tables.read(tables.InFolder(file), called):
+    for number, row in tables.read(InFolder(file), called):
         found.counts[called, "read"] += 1
         if isinstance(row, dict) and file.suffix.lower() in (".csv", ".tsv"):
             row = _headed(row, called)
