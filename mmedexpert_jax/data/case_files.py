@@ -17,9 +17,11 @@ import numpy as np
 
 from mmedexpert_jax import answers, border, hub
 from mmedexpert_jax.config.fields import BENCHMARK, HUB
-from mmedexpert_jax.data import forms, tables
+from mmedexpert_jax.data import forms, question_text, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
+from mmedexpert_jax.data.cells import as_text
 from mmedexpert_jax.data.places import InFolder
+from mmedexpert_jax.data.reference_answers import unnamed
 from mmedexpert_jax.data.words import word_count
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import medical
@@ -279,33 +281,33 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if "question" not in row and (fix := forms.missing(row)):
         raise DataError(f"{where}, key question: there is none{fix}")
     _refuse_near(row, where)
-    question, images = forms.inline(_text(row, "question", where), _list(row, "images", where))
+    question, images = question_text.inline(_text(row, "question", where), _list(row, "images", where))
     try:
         forms.refuse_beside(row)
-        question = forms.placed(question, {len(images)})
+        question = question_text.placed(question, {len(images)})
     except DataError as error:
         raise DataError(f"{where}, {error}") from None
     trace = _text(row, "trace", where, "")
     if tag := _TAG.search(trace):
         raise DataError(f"{where}, key trace: holds {tag[0]}; give the reasoning without tags, which are added")
     options = _options(row, where)
-    answer = _text(row if options else {**row, "answer": forms.written(row.get("answer"))}, "answer", where)
+    answer = _text(row if options else {**row, "answer": as_text(row.get("answer"))}, "answer", where)
     if options and (len(answer) != 1 or answer not in LETTERS[: len(options)]):
         letters = ", ".join(LETTERS[: len(options)])
         raise DataError(f"{where}, key answer: {border.shown(answer)} is not among {letters}")
     if not options and (tag := _TAG.search(answer)):
         raise DataError(f"{where}, key answer: holds {tag[0]}; give the answer without tags, which are added")
-    answer = answer if options else forms.unnamed(answer)
+    answer = answer if options else unnamed(answer)
     label = unicodedata.normalize("NFKC", answer).upper()
     if (
         not options
         and len(answer) == 1
-        and (label in LETTERS or (answer.isalnum() and forms.listed_in(question, answer)))
+        and (label in LETTERS or (answer.isalnum() and question_text.lists(question, answer)))
     ):
         raise DataError(f"{where}, key options: no options for the answer {answer!r}; {TEXTS}")
     if not options and (columns := options_beside(row, answer)):
         raise DataError(f"{where}, key options: none, but columns {columns} look like options; {TEXTS}")
-    if line := forms.gives_away(question, options, answer):
+    if line := question_text.gives_away(question, options, answer):
         raise DataError(f"{where}, key question: {border.shown(line)} gives its own answer away; take it out")
     id, listed = _text(row, "id", where), _list(row, "paradigms", where)
     if len(id) > MAX_ID:

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from mmedexpert_jax import answers, border, privacy
-from mmedexpert_jax.data import case_files, forms, tables
+from mmedexpert_jax.data import case_files, cells, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
@@ -174,7 +174,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         )
     columns = _option_columns(found)
     options = found.get("options") or columns
-    options = forms.named(forms.items(options) if isinstance(options, str) else options)
+    options = cells.by_label(cells.items(options))
     if isinstance(options, Mapping):  # Parquet has one struct for all rows, with nulls where a row has fewer options
         options = {letter: text for letter, text in options.items() if text is not None}
     if isinstance(options, Mapping) and options:  # an empty cell leaves a gap, behind which letters move up
@@ -201,8 +201,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
             raise DataError(f"key options: they begin with {order}; put them in the order of their letters")
         options = answers.unlabelled(texts) if written else texts
     found["options"] = options
-    images = found.get("images") or []
-    images = forms.pictures(images) if isinstance(images, str) else images
+    images = cells.images(found.get("images") or [])
     images = images if isinstance(images, list | tuple) else [images]
     numbered = [key for key in found if case_files.NUMBERED.fullmatch(key.lower())]
     holds = [key for key in numbered if isinstance(found[key], Mapping | bytes)]  # else a text may be its description
@@ -217,12 +216,12 @@ def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
     out of the row. Raises DataError where there are more than a case can have."""
     beside = case_files.options_beside(found, found.get("answer"))
     for pattern in (_OPTION_COLUMN, _NUMBER_COLUMN, *([_ANSWER_COLUMN] if beside else [])):
-        cells = {key: match[1].upper() for key in found if (match := pattern.fullmatch(key.lower()))}
-        if len(cells) > 1:
+        letters = {key: match[1].upper() for key in found if (match := pattern.fullmatch(key.lower()))}
+        if len(letters) > 1:
             break
     else:
         return {}
-    columns = {cells[key]: found.pop(key) for key in list(cells)}
+    columns = {letter: found.pop(key) for key, letter in letters.items()}
     columns = {key: text for key, text in columns.items() if not tables.absent(_said(text))}
     more = [key for key in found if re.fullmatch("[k-z]", key.lower()) and found[key] not in (None, "")]
     if len(columns) > len(LETTERS) or (len(columns) == len(LETTERS) and "k" in map(str.lower, more)):

@@ -16,7 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import SPECIALTIES, benchmarks, case_files, forms, load_cases, own, prompts, tables
+from mmedexpert_jax.data import (
+    SPECIALTIES,
+    benchmarks,
+    case_files,
+    load_cases,
+    own,
+    prompts,
+    question_text,
+    tables,
+)
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import DataError, ResourceError
 from mmedexpert_jax.gba import rewards
@@ -851,7 +860,7 @@ def test_an_answer_that_speaks_of_options_and_gives_none_is_refused(tmp_path, an
 )
 def test_options_are_read_behind_labels_of_every_form(form):
     lines = "\n".join(form.format(letter, text) for letter, text in (("A", "low"), ("B", "high")))
-    assert forms.split_options(f"Which?\n{lines}") == ("Which?", ["low", "high"])
+    assert question_text.split_options(f"Which?\n{lines}") == ("Which?", ["low", "high"])
 
 
 @pytest.mark.parametrize(("labels", "answer"), [(("1", "2"), "2"), (("А", "Б"), "Б"), (("أ", "ب"), "ب")])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import case_files, forms, load_cases, own, tables
+from mmedexpert_jax.data import case_files, cells, forms, load_cases, own, question_text, tables
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.sources.raw_formats import recognise
 from mmedexpert_jax.processing.images import open_image
@@ -256,7 +256,7 @@ def test_options_by_number_and_lists_that_are_no_options(tmp_path):
 
 def test_options_of_a_question_are_its_capital_letters():
     stem = "Findings:\na) fever\nb) rash\nWhich?"
-    assert forms.split_options(f"{stem}\nA. measles\nB. mumps") == (stem, ["measles", "mumps"])
+    assert question_text.split_options(f"{stem}\nA. measles\nB. mumps") == (stem, ["measles", "mumps"])
 
 
 @pytest.mark.parametrize(
@@ -364,12 +364,12 @@ CELLS = {
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_of_texts_is_parted_at_its_outermost_mark(cell):
-    assert forms.items(cell) == CELLS[cell]
+    assert cells.items(cell) == CELLS[cell]
 
 
 def test_a_cell_whose_marks_may_be_either_is_refused():
     with pytest.raises(DataError, match="semicolons and bars"):
-        forms.items("Pain; fever|Rash")
+        cells.items("Pain; fever|Rash")
 
 
 @pytest.mark.parametrize("empty", [[], "", None])
@@ -418,7 +418,7 @@ IMAGE_CELLS = {
 
 @pytest.mark.parametrize("cell", IMAGE_CELLS)
 def test_a_cell_of_images_is_parted_where_its_parts_are_files(cell):
-    assert forms.pictures(cell) == IMAGE_CELLS[cell]
+    assert cells.images(cell) == IMAGE_CELLS[cell]
     row = {"question": "What?", "options": ["a", "b"], "answer": "A", "images": cell}
     assert recognise(row).read(row).images == IMAGE_CELLS[cell]
 
@@ -445,7 +445,7 @@ def test_paths_from_home_and_from_a_drive_stay_as_they_are(tmp_path):
     ],
 )
 def test_what_only_divides_options_is_no_part_of_them(cell, expected):
-    assert forms.items(cell) == expected
+    assert cells.items(cell) == expected
 
 
 def test_two_lists_of_texts_and_labels_are_options(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.answers import lettered, out_of_order, unlabelled
-from mmedexpert_jax.data import forms, tables
+from mmedexpert_jax.data import cells, tables
 from mmedexpert_jax.data.benchmarks.source import MissingImage
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.data.places import Place
@@ -122,7 +122,7 @@ class Row:
         if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
             return value
         try:
-            return forms.items(value)
+            return cells.items(value)
         except DataError as error:
             raise self.bad(key, str(error)) from None
 

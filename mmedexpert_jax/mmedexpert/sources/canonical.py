@@ -12,8 +12,9 @@ from typing import Any
 
 from mmedexpert_jax import answers, border, privacy
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
-from mmedexpert_jax.data.forms import gives_away, inline, listed, placed
+from mmedexpert_jax.data.cells import bracketed
 from mmedexpert_jax.data.places import InFolder
+from mmedexpert_jax.data.question_text import gives_away, inline, placed
 from mmedexpert_jax.data.tables import ABSENT, absent, by_numbers
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import STEPS, RawCase, held
@@ -180,7 +181,7 @@ def _question_and_options(raw: Raw, repairs: list[str], is_open: bool) -> tuple[
     if tail:
         repairs.append("options-in-question")
         if not texts:
-            letters, texts = listed(tail[0])
+            letters, texts = bracketed(tail[0])
     if nested := [text for text in texts if isinstance(text, list | dict | tuple)]:
         raise Rejected("unreadable", f"an option is a text or a number, not {border.shown(nested[0])}")
     question = plain_text(question, repairs)

@@ -12,7 +12,7 @@ from typing import Any
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import raw_source
 from mmedexpert_jax.data import case_files, tables
-from mmedexpert_jax.data.forms import written
+from mmedexpert_jax.data.cells import as_text
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
@@ -225,7 +225,7 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
 def _person(row: dict[str, Any]) -> str:
     """A hash of the number or code of the patient that a row is about; "" where it names none."""
     for key, value in row.items():
-        said = str(written(value)) if isinstance(value, str | int | float) else ""
+        said = str(as_text(value)) if isinstance(value, str | int | float) else ""
         if re.sub(r"[\W_]", "", str(key)).lower() in PEOPLE and re.fullmatch(r"(?=.*[1-9])\S{1,64}", said):
             return hashlib.sha256(said.encode()).hexdigest()[:16]
     return ""

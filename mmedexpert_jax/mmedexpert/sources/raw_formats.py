@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmedexpert_jax import answers
-from mmedexpert_jax.data import forms
+from mmedexpert_jax.data import cells, forms
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES
-from mmedexpert_jax.data.forms import items, listed
+from mmedexpert_jax.data.cells import as_text, bracketed, by_label, items
 from mmedexpert_jax.data.tables import ABSENT
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
@@ -109,7 +109,7 @@ def _in_question(row: Mapping[str, Any]) -> Raw:
     if options:
         texts, letters = [o["content"] for o in options], [o["letter"] for o in options]
     else:
-        letters, texts = listed(rest[0] if rest else "")
+        letters, texts = bracketed(rest[0] if rest else "")
     label = _only(row["label"])
     return Raw(question, texts, label, letters, of_index=True, images=_images(row), **_texts(row, "id"))
 
@@ -150,7 +150,7 @@ def _medxpertqa(row: Mapping[str, Any]) -> Raw:
 
 
 def _medvlthinker(row: Mapping[str, Any]) -> Raw:
-    options = items(row["options"]) if isinstance(row["options"], str) else row["options"]
+    options = items(row["options"])
     return Raw(
         row["question"],
         list(options.values()),
@@ -166,8 +166,7 @@ def _medvlthinker(row: Mapping[str, Any]) -> Raw:
 def _plain(row: Mapping[str, Any]) -> Raw:
     """Options in one column, or in the columns A, B, ...; a specialty that is none of the four is a field."""
     options = row.get("options") or {letter: row[letter] for letter in LETTERS if text(row.get(letter))}
-    options = items(options) if isinstance(options, str) else options
-    options = forms.named(options)
+    options = by_label(items(options))
     by_letter = isinstance(options, Mapping)
     texts = list(options.values()) if by_letter else list(options)
     written = list(map(str, texts))
@@ -192,8 +191,7 @@ def _plain(row: Mapping[str, Any]) -> Raw:
 
 def _images(row: Mapping[str, Any]) -> Sequence[Any]:
     """Images of a row: `images` or `image`, one or a list, perhaps as JSON text in a CSV cell."""
-    found = forms.image_cell(row)
-    found = forms.pictures(found) if isinstance(found, str) else found
+    found = cells.images(forms.image_cell(row))
     listed_images = found if isinstance(found, list) else [found]
     return [i["image_path"] if isinstance(i, Mapping) and "image_path" in i else i for i in listed_images]
 
@@ -309,7 +307,7 @@ FORMATS: dict[str, Format] = {
             "open",
             "one's own open questions: as plain without options; answer is the reference, not the letter of an option",
             _all(_has("question", "answer"), lambda row: not row.get("options") and not lone_letter(row)),
-            lambda row: _plain({**row, "answer": forms.written(row["answer"])}),
+            lambda row: _plain({**row, "answer": as_text(row["answer"])}),
             "",
             False,
         ),
