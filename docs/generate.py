@@ -55,7 +55,7 @@ def config_page() -> str:
 
 
 def schema_page(page: str) -> str:
-    """The text of docs/own.md with the table of a row's keys as `data.case_files.KEYS` has it."""
+    """The text of docs/own.md with the table of a row's keys as `data.case_rows.KEYS` has it."""
     before, _, rest = page.partition(SCHEMA)
     _, end, after = rest.partition(SCHEMA_END)
     return f"{before}{SCHEMA}\n{schema_table()}\n{end}{after}"

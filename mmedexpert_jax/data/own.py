@@ -16,25 +16,26 @@ from typing import Any
 from uuid import UUID
 
 from mmedexpert_jax import answers, border, privacy
-from mmedexpert_jax.data import case_files, cells, forms, tables
+from mmedexpert_jax.data import case_files, case_rows, cells, forms, tables
 from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, SPLITS, Case
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, SUFFIXES, clean
+from mmedexpert_jax.processing.windows import View
 from mmedexpert_jax.report.text_tables import markdown
 
 SHOWN = 5  # rows named of each fault
-# Columns of spreadsheets and published sets that `case_files.ALIASES`, the keys which a set may nearly have, lacks.
+# Columns of spreadsheets and published sets that `case_rows.ALIASES`, the keys which a set may nearly have, lacks.
 _COLUMNS = {
     **dict.fromkeys(("cop", "answer_index", "correct_answer", "correct_option", "answerkey", "answer_key"), "answer"),
     **dict.fromkeys(("query", "stem", "question_text", "vignette"), "question"),
     **dict.fromkeys(("exp", "explanation"), "trace"),
 }
-_MEANT = case_files.ALIASES | _COLUMNS  # a column -> the key of ours that it stands for
-_OPTION_COLUMN = re.compile(rf"(?:{case_files.OPTION_WORD}|{case_files.ANSWER_WORD})?[_ ]?([a-j])")
-_NUMBER_COLUMN = re.compile(rf"(?:{case_files.OPTION_WORD})[_ ]?(\d{{1,2}})")
-_ANSWER_COLUMN = re.compile(rf"(?:{case_files.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
+_MEANT = case_rows.ALIASES | _COLUMNS  # a column -> the key of ours that it stands for
+_OPTION_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD}|{case_rows.ANSWER_WORD})?[_ ]?([a-j])")
+_NUMBER_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD})[_ ]?(\d{{1,2}})")
+_ANSWER_COLUMN = re.compile(rf"(?:{case_rows.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
 _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
 _LABEL_AND_TEXT = re.compile(  # "b) Lupus"
     r"\W*(?:(?:option|answer|choice)\W*)?([A-J])[.):]\s*(\S.*)", re.IGNORECASE | re.DOTALL
@@ -43,11 +44,11 @@ SLICES = 8  # of a volume, where a converter has to choose; its line says where 
 
 
 def schema_table() -> str:
-    """The keys of a row as a Markdown table, from `case_files.KEYS`."""
+    """The keys of a row as a Markdown table, from `case_rows.KEYS`."""
     return markdown(
         [
             {"key": f"`{key}`", "value": value, "needed": "yes" if needed else "no", "meaning": meaning}
-            for key, (value, needed, meaning) in case_files.KEYS.items()
+            for key, (value, needed, meaning) in case_rows.KEYS.items()
         ]
     ).rstrip("\n")
 
@@ -132,8 +133,8 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
             if isinstance(row, str):
                 raise DataError(row)
             found = forms.ours(row, number) if forms.form(row) else _plain(row, number)
-            for key in found.keys() - case_files.KEYS.keys() - case_files.PROVENANCE:  # its bytes would be lost
-                if case_files.left_out(key, found[key], found["images"]):
+            for key in found.keys() - case_rows.KEYS.keys() - case_rows.PROVENANCE:  # its bytes would be lost
+                if case_rows.left_out(key, found[key], found["images"]):
                     raise DataError(f"key {border.cut(key)}: not a key of a row; call it images")
             names = (f"{made.file.stem}-{number}-{n}" for n in itertools.count(1))
             images = [_placed(*pair, source, root) for pair in zip(found["images"], names, strict=False)]
@@ -164,7 +165,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     found = {str(key): value for key, value in row.items()}
     for theirs in list(found):
         name = theirs.lower().strip().replace(" ", "_")
-        ours = _MEANT.get(name, name if name in case_files.KEYS else theirs)
+        ours = _MEANT.get(name, name if name in case_rows.KEYS else theirs)
         if found.get(ours) in (None, "", [], {}):
             found[ours] = found.pop(theirs)
     if found.get("question") in (None, ""):
@@ -203,9 +204,9 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     found["options"] = options
     images = cells.images(found.get("images") or [])
     images = images if isinstance(images, list | tuple) else [images]
-    numbered = [key for key in found if case_files.NUMBERED.fullmatch(key.lower())]
+    numbered = [key for key in found if case_rows.NUMBERED.fullmatch(key.lower())]
     holds = [key for key in numbered if isinstance(found[key], Mapping | bytes)]  # else a text may be its description
-    holds += [key for key in numbered if key not in holds and case_files.left_out(key, found[key], [])]
+    holds += [key for key in numbered if key not in holds and case_rows.left_out(key, found[key], [])]
     more = sorted(holds, key=tables.by_numbers)
     images = [*images, *(cell for cell in map(found.pop, more) if cell not in (None, "", *images))]
     return found | {"id": str(found.get("id") or f"row-{number}"), "images": images}
@@ -214,7 +215,7 @@ def _plain(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _option_columns(found: dict[str, Any]) -> dict[str, Any]:
     """The texts of a row's columns A, B, ... (opa, option_a, ...) or option1, option2, ... by letter or number, taken
     out of the row. Raises DataError where there are more than a case can have."""
-    beside = case_files.options_beside(found, found.get("answer"))
+    beside = case_rows.options_beside(found, found.get("answer"))
     for pattern in (_OPTION_COLUMN, _NUMBER_COLUMN, *([_ANSWER_COLUMN] if beside else [])):
         letters = {key: match[1].upper() for key in found if (match := pattern.fullmatch(key.lower()))}
         if len(letters) > 1:
@@ -326,9 +327,9 @@ def _checked(rows: list[dict[str, Any]], source: Path, made: Converted) -> list[
             if row["id"] in seen:
                 raise DataError(f"{source}, row of {row['id']}, key id: stands twice; ids must be unique")
             seen.add(row["id"])
-            case_files.case_of(row, f"{source}, row of {row['id']}", number, made.file.parent)
+            case_rows.case_of(row, f"{source}, row of {row['id']}", number, made.file.parent)
         except DataError as error:
-            made.refused.append(str(error).replace(case_files.TEXTS, "call their columns A, B, ... or option_a, ..."))
+            made.refused.append(str(error).replace(case_rows.TEXTS, "call their columns A, B, ... or option_a, ..."))
         else:
             good.append(row)
     return good
@@ -416,7 +417,7 @@ def _slices(path: Path) -> int | None:
     try:
         content = path.read_bytes()
         reader = medical.reader(content)
-        count = reader(content, str(path), case_files.View()).count if reader else 1
+        count = reader(content, str(path), View()).count if reader else 1
     except DataError:
         return None
     return SLICES if count > 1 else None

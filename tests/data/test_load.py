@@ -20,6 +20,7 @@ from mmedexpert_jax.data import (
     SPECIALTIES,
     benchmarks,
     case_files,
+    case_rows,
     load_cases,
     own,
     prompts,
@@ -732,7 +733,7 @@ OPEN = {key: value for key, value in WHOLE.items() if key != "options"} | {"answ
 
 
 def case(row):
-    return case_files.case_of(row, "here", 1, Path("."))
+    return case_rows.case_of(row, "here", 1, Path("."))
 
 
 @pytest.mark.parametrize("empty", ["nan", "NaN", " <NA> ", "\u200b", "\ufeff "])
@@ -1111,11 +1112,11 @@ def test_images_of_parts_as_datasets_keeps_them_are_read(tmp_path):
         {"messages": [_turn("user", [{"type": "image", "image": one}, {"type": "text", "text": "Which?"}])]}
         for one in held
     ]
-    cases = [case_files.case_of(row | {"answer": "y"}, "f", 1, tmp_path) for row in rows]
+    cases = [case_rows.case_of(row | {"answer": "y"}, "f", 1, tmp_path) for row in rows]
     assert [case.images[0].picture().size for case in map(case_files.with_images, cases)] == [(8, 8)] * 2
     part = {"type": "image", "source": {"type": "base64", "data": "x"}}
     with pytest.raises(DataError, match="under image, as a data URI, not under source"):
-        case_files.case_of({"messages": [_turn("user", [part])], "answer": "y"}, "f", 1, tmp_path)
+        case_rows.case_of({"messages": [_turn("user", [part])], "answer": "y"}, "f", 1, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import case_files, cells, forms, load_cases, own, question_text, tables
+from mmedexpert_jax.data import case_rows, cells, forms, load_cases, own, question_text, tables
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.sources.raw_formats import recognise
 from mmedexpert_jax.processing.images import open_image
@@ -376,9 +376,9 @@ def test_a_cell_whose_marks_may_be_either_is_refused():
 def test_an_empty_list_of_images_hides_no_image_beside_it(tmp_path, empty):
     (tmp_path / "x.png").write_bytes(_png(1))
     row = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Flu"}]}
-    case = case_files.case_of(row | {"images": empty, "image": "x.png"}, "here", 1, tmp_path)
+    case = case_rows.case_of(row | {"images": empty, "image": "x.png"}, "here", 1, tmp_path)
     assert [image.picture().size for image in case.images] == [open_image(_png(1)).size]
-    assert case_files.case_of(row | {"images": empty}, "here", 1, tmp_path).images == ()
+    assert case_rows.case_of(row | {"images": empty}, "here", 1, tmp_path).images == ()
     plain = {"question": "What?", "options": ["a", "b"], "answer": "A", "images": empty, "image": "x.png"}
     assert recognise(plain).read(plain).images == ["x.png"]
     assert recognise(plain).read(plain | {"images": ["y.png"]}).images == ["y.png"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import raw_source
-from mmedexpert_jax.data import case_files, tables
+from mmedexpert_jax.data import case_rows, tables
 from mmedexpert_jax.data.cells import as_text
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
@@ -206,9 +206,9 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
         raw.redistributable = False if rights.restricts(shape, file) else raw.redistributable
         record = replace(canonical(raw, shape, where, folders, *rights.of(shape, file)), person=_person(row))
         read = (raw.explanation, raw.field)
-        for key in sorted(row.keys() - case_files.KEYS.keys() - case_files.PROVENANCE - {"image"}):
+        for key in sorted(row.keys() - case_rows.KEYS.keys() - case_rows.PROVENANCE - {"image"}):
             value = row[key].strip() if isinstance(row[key], str) else row[key]
-            if value in read or not case_files.left_out(key, value, raw.images or record.images):
+            if value in read or not case_rows.left_out(key, value, raw.images or record.images):
                 continue
             if not _in_passing(str(key).lower(), value, folders):
                 raise Rejected("image-missing", f"key {border.cut(str(key))} is not read; call it images")
@@ -233,7 +233,7 @@ def _person(row: dict[str, Any]) -> str:
 
 def _in_passing(key: str, value: Any, folders: list[Path]) -> bool:
     """True for the name of a picture that is not there, or on the web, under a key that does not mean images."""
-    means = key == "images" or case_files.ALIASES.get(key) == "images" or case_files.NUMBERED.fullmatch(key)
+    means = key == "images" or case_rows.ALIASES.get(key) == "images" or case_rows.NUMBERED.fullmatch(key)
     is_name = isinstance(value, str) and not value.lower().startswith("data:")
     return is_name and not means and not any(os.path.exists(folder / value) for folder in folders)
 
