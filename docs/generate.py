@@ -18,7 +18,7 @@ from typing import Any
 
 from mmedexpert_jax.config import job_config as configs
 from mmedexpert_jax.config.job_config import field_of
-from mmedexpert_jax.data.own import schema_table
+from mmedexpert_jax.data.new_data import schema_table
 
 DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "mmedexpert_jax"

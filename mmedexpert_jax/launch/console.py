@@ -272,21 +272,21 @@ def _figures(path: Path) -> dict[str, Any]:
 
 def new_data(arguments: list[str]) -> str:
     """Writes the example of a data set of one's own."""
-    from mmedexpert_jax.data import own
+    from mmedexpert_jax.data.new_data import write_example
 
     if len(arguments) != 1:
         raise ConfigError("give a new folder: mmedexpert new-data my_cases")
-    files = own.new_data(arguments[0])
+    files = write_example(arguments[0])
     return "\n".join([*map(str, files), f"next: mmedexpert check-data {shlex.quote(arguments[0])}"])
 
 
 def check_data(arguments: list[str]) -> str:
     """All faults of a data set, counted; raises DataError behind them where there are any."""
-    from mmedexpert_jax.data import own
+    from mmedexpert_jax.data.check_data import check
 
     if len(arguments) != 1:
         raise ConfigError("give a folder or file: mmedexpert check-data my_cases")
-    checked = own.check(arguments[0])
+    checked = check(arguments[0])
     text = "\n".join(line for one in checked for line in one.lines())
     faults = sum(map(len, (numbers for one in checked for numbers in one.faults.values())))
     if faults:
@@ -297,11 +297,11 @@ def check_data(arguments: list[str]) -> str:
 
 def convert_data(arguments: list[str]) -> str:
     """Rows of another form, or a folder of scans, as rows of ours."""
-    from mmedexpert_jax.data import own
+    from mmedexpert_jax.data.convert_data import convert
 
     if len(arguments) not in (2, 3):
         raise ConfigError("give a table or folder and a new one: mmedexpert convert-data theirs.json my_cases [split]")
-    made = own.convert(*arguments)
+    made = convert(*arguments)
     refused = [f"refused: {line}" for line in made.refused]
     return "\n".join([f"{made.file}: {made.rows} rows", *made.notes, *refused])
 

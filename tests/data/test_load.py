@@ -21,8 +21,9 @@ from mmedexpert_jax.data import (
     benchmarks,
     case_files,
     case_rows,
+    check_data,
+    convert_data,
     load_cases,
-    own,
     prompts,
     question_text,
     tables,
@@ -105,7 +106,7 @@ def test_options_that_may_mean_two_things_are_refused(tmp_path, options, words):
     table.write_text(f"question,options,answer\nWhich?,{'; '.join(options)},A\n")
     if "nan" not in options:
         with pytest.raises(DataError, match=words):
-            own.convert(table, tmp_path / "made")
+            convert_data.convert(table, tmp_path / "made")
 
 
 @pytest.mark.parametrize("head", ["", "\ufeff"])
@@ -892,22 +893,22 @@ def test_numbers_words_and_worked_examples_are_no_faults(tmp_path, question, ans
 
 def test_null_is_an_option_where_it_is_a_word(tmp_path):
     (tmp_path / "a.csv").write_text("question,A,B,C,answer\nWhich?,Null,Hypomorph,,A\nWhich one?,x,y,NULL,A\n")
-    own.convert(tmp_path / "a.csv", tmp_path)
+    convert_data.convert(tmp_path / "a.csv", tmp_path)
     found = load_cases(tmp_path, "train")
     assert [case.options for case in found] == [("Null", "Hypomorph"), ("x", "y")]
 
 
 def test_a_converted_table_may_lie_beside_its_source(tmp_path, caplog):
     (tmp_path / "train.csv").write_text("question,A,B,answer\nWhich?,x,y,A\n")
-    own.convert(tmp_path / "train.csv", tmp_path)
-    assert len(load_cases(tmp_path, "train")) == 1 and own.check(tmp_path)
+    convert_data.convert(tmp_path / "train.csv", tmp_path)
+    assert len(load_cases(tmp_path, "train")) == 1 and check_data.check(tmp_path)
     assert "train.jsonl is read; train.csv, which it may be made of, is not" in caplog.text
 
 
 def test_a_numbered_column_of_words_and_an_address_of_a_source_are_no_pictures(tmp_path):
     row = {key: ROW[key] for key in ("question", "options", "answer")} | {"source": "https://x.org/y.jpg"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row | {"figure1": "The mass", "images": []}))
-    made = own.convert(tmp_path / "a.jsonl", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "a.jsonl", tmp_path / "out")
     assert not made.refused and json.loads(made.file.read_text())["figure1"] == "The mass"
     (case,) = load_cases(made.file, "train")
     assert not case.images
@@ -958,7 +959,7 @@ def test_a_split_is_one_file_and_may_lie_as_the_hub_has_it(tmp_path):
     assert len(load_cases(tmp_path, "train")) == 1
     pq.write_table(table, tmp_path / "train.parquet")
     _write(tmp_path, ROW).rename(tmp_path / "Train.JSONL")
-    for read in (lambda: load_cases(tmp_path, "train"), lambda: own.check(tmp_path)):
+    for read in (lambda: load_cases(tmp_path, "train"), lambda: check_data.check(tmp_path)):
         with pytest.raises(DataError, match=r"several files of train \(Train.JSONL, train.parquet\); keep one"):
             read()
     (tmp_path / "train.parquet").unlink()
@@ -973,14 +974,14 @@ def test_the_parts_of_a_split_are_one(tmp_path, end, folder):
         row = ROW | {"id": str(number), "question": f"{ROW['question']} {number}"}
         pq.write_table(pa.Table.from_pylist([row]), root / f"train-{number:05}-of-{count:05}{end}.parquet")
     assert [case.id for case in load_cases(tmp_path, "train")] == [str(number) for number in range(count)]
-    assert [(one.good, dict(one.faults)) for one in own.check(tmp_path)] == [(1, {})] * count
+    assert [(one.good, dict(one.faults)) for one in check_data.check(tmp_path)] == [(1, {})] * count
     last = root / f"train-00010-of-00011{end}.parquet"
     pq.write_table(pa.Table.from_pylist([ROW | {"id": "3"}]), last)
     with pytest.raises(DataError, match=rf"{last.name}, row 1: id '3' stands twice; ids must be unique"):
         load_cases(tmp_path, "train")
-    assert [one.file for one in own.check(tmp_path) if one.faults] == [last]
+    assert [one.file for one in check_data.check(tmp_path) if one.faults] == [last]
     last.unlink()
-    for read in (lambda: load_cases(tmp_path, "train"), lambda: own.check(tmp_path)):
+    for read in (lambda: load_cases(tmp_path, "train"), lambda: check_data.check(tmp_path)):
         with pytest.raises(DataError, match=r"train-00010-of-00011 is not there; fetch all 11 parts"):
             read()
 
@@ -1032,7 +1033,7 @@ def test_encoded_pictures_under_another_key_are_refused(tmp_path, cell):
     with pytest.raises(DataError, match="key scan: not a key of a row; call it images"):
         load_cases(tmp_path, "train")
     with pytest.raises(DataError, match="key scan: not a key of a row; call it images"):
-        own.convert(tmp_path / "train.parquet", tmp_path / "out")
+        convert_data.convert(tmp_path / "train.parquet", tmp_path / "out")
     rows = [{key: ROW[key] for key in ("question", "options", "answer")} | {"scan": cell}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw.parquet")
     found = collect([str(tmp_path / "raw.parquet")])

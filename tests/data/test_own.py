@@ -10,7 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedexpert_jax.data import case_rows, cells, forms, load_cases, own, question_text, tables
+from mmedexpert_jax.data import (
+    case_rows,
+    cells,
+    check_data,
+    convert_data,
+    forms,
+    load_cases,
+    new_data,
+    question_text,
+    tables,
+)
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.sources.raw_formats import recognise
 from mmedexpert_jax.processing.images import open_image
@@ -23,21 +33,21 @@ def _png(seed: int = 0) -> bytes:
 
 
 def test_the_example_loads_passes_the_check_and_says_its_schema(tmp_path):
-    files = own.new_data(tmp_path / "mine")
+    files = new_data.write_example(tmp_path / "mine")
     assert {file.name for file in files} == {"train.jsonl", "dev.jsonl", "test.jsonl", "README.md", "spots.png"}
     cases = load_cases(tmp_path / "mine", "train")
     assert [case.kind for case in cases] == ["choice", "open", "choice"] and cases[2].images[0].picture().size == (
         112,
         112,
     )
-    assert own.schema_table() in (tmp_path / "mine" / "README.md").read_text()
-    checked = own.check(tmp_path / "mine")
+    assert new_data.schema_table() in (tmp_path / "mine" / "README.md").read_text()
+    checked = check_data.check(tmp_path / "mine")
     assert [(one.good, dict(one.faults), one.identifying) for one in checked] == [(3, {}, []), (1, {}, []), (1, {}, [])]
     with pytest.raises(ConfigError, match="not empty"):
-        own.new_data(tmp_path / "mine")
+        new_data.write_example(tmp_path / "mine")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file is no folder; give a new folder"):
-        own.new_data(tmp_path / "file")
+        new_data.write_example(tmp_path / "file")
 
 
 def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):
@@ -57,7 +67,7 @@ def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):
     text = "\n".join([*map(json.dumps, rows), "{not json", '{"id": NaN}'])
     (tmp_path / "train.jsonl").write_text(text)
     (tmp_path / "test.jsonl").write_text(json.dumps(good | {"id": "t"}))
-    train, test = own.check(tmp_path)
+    train, test = check_data.check(tmp_path)
     assert train.good == 1 and sum(map(len, train.faults.values())) == 10
     lines = "\n".join(train.lines())
     assert "1 cases good, 10 rows with faults" in lines
@@ -66,13 +76,13 @@ def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):
     assert test.good == 0 and "the same stands in train.jsonl" in test.lines()[1]
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no train, dev or test"):
-        own.check(tmp_path / "nothing")
+        check_data.check(tmp_path / "nothing")
 
 
 def test_identifiers_are_counted(tmp_path):
     row = {"id": "1", "question": "Mrs. Smith, 2020-01-02: which?", "answer": "flu"}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
-    (checked,) = own.check(tmp_path)
+    (checked,) = check_data.check(tmp_path)
     assert [(one["kind"], one["rows"]) for one in checked.identifying] == [("date", 1), ("name", 1)]
 
 
@@ -88,31 +98,31 @@ def test_foreign_rows_become_ours_and_load_from_the_new_folder(tmp_path, kind):
     else:
         text = json.dumps([row] if kind == "json" else row)
         (tmp_path / "in" / f"x.{kind}").write_text(text)
-    made = own.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
     assert (made.rows, made.refused) == (1, [])
     (case,) = load_cases(tmp_path / "out", "train")
     assert (case.question, case.options, case.answer) == ("Which?", ("gout", "flu"), "B")
     expected = np.asarray(Image.open(io.BytesIO(_png())))
     assert np.array_equal(np.asarray(case.images[0].picture()), expected)
     with pytest.raises(ConfigError, match="exists"):
-        own.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
+        convert_data.convert(tmp_path / "in" / f"x.{kind}", tmp_path / "out")
 
 
 def test_images_of_one_split_never_replace_those_of_another_or_a_users(tmp_path):
     for seed, split in enumerate(("train", "test")):
         rows = [{"question": "Which?", "answer": "flu", "images": [{"bytes": _png(seed), "path": "a.png"}]}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
-        own.convert(tmp_path / f"{split}.parquet", tmp_path / "out", split)
+        convert_data.convert(tmp_path / f"{split}.parquet", tmp_path / "out", split)
     for seed, split in enumerate(("train", "test")):
         shown = np.asarray(load_cases(tmp_path / "out", split)[0].images[0].picture())
         assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(_png(seed)))))
     (tmp_path / "theirs" / "images").mkdir(parents=True)
     (tmp_path / "theirs" / "images" / "test-1-1.png").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"test-1-1\.png exists"):
-        own.convert(tmp_path / "test.parquet", tmp_path / "theirs", "test")
+        convert_data.convert(tmp_path / "test.parquet", tmp_path / "theirs", "test")
     assert (tmp_path / "theirs" / "images" / "test-1-1.png").read_bytes() == b"mine"
     with pytest.raises(ConfigError, match="a split is train, dev, test, not"):
-        own.convert(tmp_path / "test.parquet", tmp_path / "out", "../x")
+        convert_data.convert(tmp_path / "test.parquet", tmp_path / "out", "../x")
 
 
 def test_a_spreadsheet_becomes_rows(tmp_path):
@@ -120,7 +130,7 @@ def test_a_spreadsheet_becomes_rows(tmp_path):
         "id;question;A;B;C;label;image\n1;Which?;gout;flu;;B;\n2;What is it?;;;;Flu;a.png\n3;Three?;x\n", "utf-8"
     )
     (tmp_path / "a.png").write_bytes(_png())
-    made = own.convert(tmp_path / "x.csv", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "x.csv", tmp_path / "out")
     assert made.rows == 2 and len(made.refused) == 1 and "row 3: 3 cells under 7 columns" in made.refused[0]
     first, second = load_cases(tmp_path / "out", "train")
     assert (first.options, first.answer, second.options, second.answer) == (("gout", "flu"), "B", (), "Flu")
@@ -141,7 +151,7 @@ PUBLISHED = {
 def test_keys_of_published_sets_become_letters(name, tmp_path):
     source = tmp_path / "theirs.json"
     source.write_text(json.dumps(PUBLISHED[name]))
-    own.convert(source, tmp_path / "ours")
+    convert_data.convert(source, tmp_path / "ours")
     cases = load_cases(str(tmp_path / "ours"), "train")
     assert [case.answer for case in cases] == {"MedMCQA": ["B", "D"], "MMLU": ["B", "A"]}.get(name, ["B"])
     assert all(case.question == "Q?" and len(case.options) >= 2 for case in cases)
@@ -151,14 +161,14 @@ def test_numbers_that_may_count_from_0_or_1_are_refused_and_columns_need_names(t
     source = tmp_path / "theirs.json"
     rows = [{"question": "Q?", "options": ["x", "y", "z"], "answer": answer} for answer in (1, "A", 2)]
     source.write_text(json.dumps(rows))
-    made = own.convert(source, tmp_path / "ours")
+    made = convert_data.convert(source, tmp_path / "ours")
     assert made.rows == 1 and len(made.refused) == 2 and "may count from 0 or from 1" in made.refused[0]
     source = tmp_path / "no_head.csv"
     source.write_text("What?,x,y,B\nWhich?,x,y,A\n")
     with pytest.raises(DataError, match="names its columns, here What"):
-        own.convert(source, tmp_path / "more")
+        convert_data.convert(source, tmp_path / "more")
     with pytest.raises(ConfigError, match="a split is train, dev, test, not 'validation'"):
-        own.convert(tmp_path / "theirs.json", tmp_path / "more", "validation")
+        convert_data.convert(tmp_path / "theirs.json", tmp_path / "more", "validation")
 
 
 def test_a_folder_of_scans_becomes_cases_to_fill_in(tmp_path):
@@ -171,7 +181,7 @@ def test_a_folder_of_scans_becomes_cases_to_fill_in(tmp_path):
         source.PixelData = np.full((128, 128), 100 * k, np.int16).tobytes()
         source.save_as(tmp_path / "in" / "series" / f"{(7 * k) % 12}.dcm")
     (tmp_path / "in" / "photo.png").write_bytes(_png())
-    made = own.convert(tmp_path / "in", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "in", tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["photo.png", "series"] and len(made.notes) == 2
     assert rows[1]["images"] == [{"path": "../in/series", "slices": 8}]
@@ -183,13 +193,13 @@ def test_a_folder_of_scans_becomes_cases_to_fill_in(tmp_path):
     assert "CompressedSamples" not in json.dumps(rows)  # the patient's name of the header
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="nothing that can be converted"):
-        own.convert(tmp_path / "empty", tmp_path / "out2")
+        convert_data.convert(tmp_path / "empty", tmp_path / "out2")
 
 
 def test_images_by_data_uri_stay(tmp_path):
     uri = "data:image/png;base64," + base64.b64encode(_png()).decode()
     (tmp_path / "x.jsonl").write_text(json.dumps({"problem": "What?", "answer": "Flu", "images": [uri]}))
-    own.convert(tmp_path / "x.jsonl", tmp_path / "out", split="test")
+    convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out", split="test")
     (case,) = load_cases(tmp_path / "out", "test")
     assert case.images[0].picture().size == (9, 8)
 
@@ -198,7 +208,7 @@ def test_images_by_data_uri_stay(tmp_path):
 def test_options_written_in_one_cell_are_read_and_count(tmp_path, options):
     rows = [{"id": str(n), "question": "Which?", "options": options, "answer": n} for n in (1.0, 3.0)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
-    own.convert(tmp_path / "x.parquet", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.parquet", tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert [(row["options"], row["answer"]) for row in rows] == [(["gout", "flu", "lupus"], letter) for letter in "AC"]
 
@@ -208,7 +218,7 @@ def test_one_image_that_is_no_list_is_one_image(tmp_path):
     for number, image in enumerate(({"bytes": None, "path": "a.png"}, _png(), "a.png")):
         rows = [{"id": "1", "question": "Which?", "answer": "flu", "image": image}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
-        own.convert(tmp_path / "x.parquet", tmp_path / str(number))
+        convert_data.convert(tmp_path / "x.parquet", tmp_path / str(number))
         (case,) = load_cases(tmp_path / str(number), "train")
         assert case.images[0].picture().size == (9, 8)
 
@@ -224,7 +234,7 @@ def test_what_is_converted_loads_and_the_rest_is_refused_with_its_reason(tmp_pat
     }
     rows = [good | {"id": id} | change for id, change in ({"good": {"answer": ["B."]}} | bad).items()]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    made = own.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
     assert [(case.id, case.answer) for case in load_cases(tmp_path / "out", "train")] == [("good", "B")]
     assert made.rows == 1 and len(made.refused) == len(bad)
     assert all(
@@ -235,7 +245,7 @@ def test_what_is_converted_loads_and_the_rest_is_refused_with_its_reason(tmp_pat
 def test_an_empty_option_moves_no_key(tmp_path):
     lines = ["id,question,A,B,C,D,answer", "1,Q?,gout,,flu,lupus,C", "2,Q?,gout,,flu,lupus,B", "3,Q?,gout,,flu,lupus,3"]
     (tmp_path / "x.csv").write_text("\n".join([*lines, "4,Q?,gout,flu,,,B", "4,Q?,gout,flu,,,A"]))
-    made = own.convert(tmp_path / "x.csv", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "x.csv", tmp_path / "out")
     assert [case.answer_text for case in load_cases(tmp_path / "out", "train")] == ["flu", "flu"]
     words = ("B is none of the options A, C, D", "3 counts options of which one is empty", "id: stands twice")
     assert len(made.refused) == 3 and all(w in line for w, line in zip(words, made.refused, strict=True))
@@ -248,7 +258,7 @@ def test_options_by_number_and_lists_that_are_no_options(tmp_path):
         {"id": "germ", "question": "Which?", "options": ["gout", "flu", "lupus"], "answer": "C. difficile colitis"},
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    made = own.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
     found = {case.id: (case.answer, case.options) for case in load_cases(tmp_path / "out", "train")}
     assert found == {"numbers": ("B", ("gout", "flu")), "brackets": ("B", ("[18F]FDG PET", "MRI", "CT"))}
     assert len(made.refused) == 1 and "germ" in made.refused[0]
@@ -276,7 +286,7 @@ def test_options_of_a_question_are_its_capital_letters():
 )
 def test_options_and_keys_as_tables_and_trainers_write_them(tmp_path, row, expected):
     (tmp_path / "x.json").write_text(json.dumps([{"question": "Which?"} | row]))
-    own.convert(tmp_path / "x.json", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
     (case,) = load_cases(tmp_path / "out", "train")
     assert (case.options, case.answer, dict(case.columns)) == (expected, "B", {})
 
@@ -293,7 +303,7 @@ def test_options_and_keys_as_tables_and_trainers_write_them(tmp_path, row, expec
 def test_a_key_that_means_two_options_is_refused(tmp_path, row, words):
     (tmp_path / "x.json").write_text(json.dumps([{"question": "Which?"} | row]))
     with pytest.raises(DataError, match="nothing that can be converted") as error:
-        own.convert(tmp_path / "x.json", tmp_path / "out")
+        convert_data.convert(tmp_path / "x.json", tmp_path / "out")
     assert words in str(error.value)
 
 
@@ -301,7 +311,7 @@ def test_a_key_that_means_two_options_is_refused(tmp_path, row, words):
 def test_a_number_beside_a_letter_may_count_from_zero_or_one(tmp_path, index):
     row = {"question": "Which?", "options": ["1", "2", "3"], "answer": "B", "answer_idx": index}
     (tmp_path / "x.json").write_text(json.dumps([row]))
-    own.convert(tmp_path / "x.json", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
     assert load_cases(tmp_path / "out", "train")[0].answer == "B"
 
 
@@ -310,7 +320,7 @@ def test_numbered_columns_count_from_where_the_whole_table_does(tmp_path):
     for first in (0, 1):
         rows = [{"question": f"Which of {n}?", "answer": n + first} | columns for n in range(4)]
         (tmp_path / "x.json").write_text(json.dumps(rows))
-        own.convert(tmp_path / "x.json", tmp_path / f"from-{first}")
+        convert_data.convert(tmp_path / "x.json", tmp_path / f"from-{first}")
         assert [case.answer for case in load_cases(tmp_path / f"from-{first}", "train")] == list("ABCD")
 
 
@@ -322,7 +332,7 @@ def test_values_that_json_cannot_hold_are_written_as_text_or_left_out(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "x.parquet")
-    own.convert(tmp_path / "x.parquet", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.parquet", tmp_path / "out")
     (case,) = load_cases(tmp_path / "out", "train")
     assert dict(case.columns) == {"seen": "1970-01-01"} and len(case.images) == 1
 
@@ -332,7 +342,7 @@ def test_images_of_a_cell_may_be_a_list_or_bare_base64(tmp_path):
     rows = [("\"['a, b.png', 'a, b.png']\"", 2), ('"a, b.png"', 1), (base64.b64encode(_png()).decode(), 1)]
     lines = ["question,answer,images", *(f"q{n},gout arthritis,{cell}" for n, (cell, _) in enumerate(rows))]
     (tmp_path / "x.csv").write_text("\n".join(lines))
-    own.convert(tmp_path / "x.csv", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.csv", tmp_path / "out")
     assert [len(case.images) for case in load_cases(tmp_path / "out", "train")] == [count for _, count in rows]
 
 
@@ -341,7 +351,7 @@ def test_a_letter_wins_over_an_option_of_that_text_unless_the_table_gives_texts(
     row = {"question": "Which vitamin?", "A": "A", "B": "D", "C": "E", "D": "K", "answer": "D"}
     second = {"question": "And which?", "A": "Retinol", "B": "Folate", "C": "Thiamine", "D": "Biotin", "answer": other}
     (tmp_path / "x.json").write_text(json.dumps([row, second]))
-    own.convert(tmp_path / "x.json", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
     assert [case.answer for case in load_cases(tmp_path / "out", "train")] == [key, "C"]
 
 
@@ -389,7 +399,7 @@ def test_a_number_that_is_an_options_text_is_no_key_where_the_table_counts_place
     def converted(name, *rows):
         lines = ["question,options,answer", *(f"Q{n}?,{options},{answer}" for n, (options, answer) in enumerate(rows))]
         (tmp_path / f"{name}.csv").write_text("\n".join(lines))
-        made = own.convert(tmp_path / f"{name}.csv", tmp_path / name)
+        made = convert_data.convert(tmp_path / f"{name}.csv", tmp_path / name)
         return [case.answer for case in load_cases(tmp_path / name, "train")], made.refused
 
     words, numbers = ("gout|flu|lupus|mumps", 4), "2|3|4|5"
@@ -428,7 +438,7 @@ def test_paths_from_home_and_from_a_drive_stay_as_they_are(tmp_path):
     rows = [{"question": f"Q{n}?", "options": "a;b", "answer": "A", "images": [path]} for n, path in enumerate(paths)]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    own.convert(tmp_path / "in" / "x.jsonl", tmp_path / "out")
+    convert_data.convert(tmp_path / "in" / "x.jsonl", tmp_path / "out")
     written = [json.loads(line)["images"][0] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert written == [*paths[:4], "../in/a.png", "../in/x:y.png"]
 
@@ -451,7 +461,7 @@ def test_what_only_divides_options_is_no_part_of_them(cell, expected):
 def test_two_lists_of_texts_and_labels_are_options(tmp_path):
     row = {"question": "q?", "choices": {"text": ["gout", "flu"], "label": ["A", "B"]}, "answerKey": "B"}
     (tmp_path / "x.jsonl").write_text(json.dumps(row))
-    own.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
     (case,) = load_cases(tmp_path / "out", "train")
     assert (case.options, case.answer) == (("gout", "flu"), "B")
     found = forms.ours({"prompt": "Which?\nA. gout\nB. flu", "reward_model": {"ground_truth": ["B"]}}, 1)
@@ -463,7 +473,7 @@ def test_a_table_keeps_all_pictures_of_a_row_and_no_empty_cells_or_line_ends_of_
         (tmp_path / f"{name}.png").write_bytes(_png())
     text = 'question,A,B,C,D,answer,image,image_2\n"Na 140\r\nK 4_x000D_\nWhich?",x,"y\r\nz",#N/A,NULL,A,a.png,b.png\n'
     (tmp_path / "x.csv").write_bytes(text.encode())
-    own.convert(tmp_path / "x.csv", tmp_path / "out")
+    convert_data.convert(tmp_path / "x.csv", tmp_path / "out")
     (case,) = load_cases(tmp_path / "out", "train")
     assert (case.question, case.options) == ("Na 140\nK 4\nWhich?", ("x", "y\nz")) and len(case.images) == 2
 
@@ -482,7 +492,7 @@ def test_what_lies_beside_a_series_is_a_row_or_is_told(tmp_path):
     (tmp_path / "in" / "disc" / "SE1" / "T1.nii").write_bytes(volume)
     del source.PixelData
     source.save_as(tmp_path / "in" / "disc" / "DICOMDIR")
-    made = own.convert(tmp_path / "in", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "in", tmp_path / "out")
     rows = [json.loads(line)["id"] for line in made.file.read_text().splitlines()]
     assert rows == ["disc/SE1", "disc/SE1/T1.nii", "flat/20.dcm", "flat/21.dcm", "flat/30.dcm", "flat/31.dcm"]
     assert made.notes[1] == "1 other files were left out: disc/DICOMDIR"
@@ -494,7 +504,7 @@ def test_a_folder_of_pictures_is_whole_and_what_is_left_out_is_told(tmp_path):
     for form in ("WEBP", "BMP", "PNG"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / "in" / f"x.{form.lower()}", form)
     (tmp_path / "in" / "cine.mp4").write_bytes(b"\0\0\0\x18ftypisom")
-    made = own.convert(tmp_path / "in", tmp_path / "out")
+    made = convert_data.convert(tmp_path / "in", tmp_path / "out")
     assert made.rows == 3 and "1 other files were left out: cine.mp4" in made.notes
 
 
@@ -504,7 +514,7 @@ def test_a_case_with_a_picture_in_two_splits_is_a_fault_and_with_another_picture
     row = {"id": "1", "question": "Which?", "options": ["a", "b"], "answer": "A"}
     for split, images in (("train", ["0.png"]), ("dev", ["1.png"]), ("test", ["0.png"])):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row | {"images": images}))
-    assert [one.good for one in own.check(tmp_path)] == [1, 1, 0]
+    assert [one.good for one in check_data.check(tmp_path)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -522,7 +532,7 @@ def test_a_key_that_is_the_text_of_an_option_column_is_no_open_question(tmp_path
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match=f"row 1, key options: none, but columns {named}.* look like .*convert-data"):
         load_cases(tmp_path, "train")
-    own.convert(tmp_path / "train.jsonl", tmp_path / "out")
+    convert_data.convert(tmp_path / "train.jsonl", tmp_path / "out")
     (case,) = load_cases(tmp_path / "out", "train")
     assert (case.answer, case.options) == ("B", tuple(columns.values()))
 
@@ -543,7 +553,7 @@ def test_a_key_that_is_the_text_of_an_option_column_is_no_open_question(tmp_path
 def test_an_open_answer_may_stand_in_other_columns(tmp_path, columns):
     row = {"id": "1", "question": "Which organ?", "answer": "Lung"} | columns
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
-    own.convert(tmp_path / "train.jsonl", tmp_path / "out")
+    convert_data.convert(tmp_path / "train.jsonl", tmp_path / "out")
     for folder in (tmp_path, tmp_path / "out"):
         assert [(case.kind, case.answer) for case in load_cases(folder, "train")] == [("open", "Lung")]
 
@@ -554,7 +564,7 @@ def test_columns_of_wrong_answers_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(
         DataError, match=r"distractor1, Wrong answer 2 look like options; call their columns A, B, \.\.\."
     ):
-        own.convert(tmp_path / "a.json", tmp_path / "out")
+        convert_data.convert(tmp_path / "a.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -576,13 +586,13 @@ def test_a_path_of_windows_over_names_of_a_mac_is_found(tmp_path):
         json.dumps({"id": "1", "question": "What?", "answer": "Nothing", "images": ["Bilder Gr\u00f6\u00dfe\\a.png"]})
     )
     assert load_cases(tmp_path, "train")[0].images[0].picture().size == (9, 8)
-    assert own.check(f"{tmp_path}\\train.jsonl")[0].good == 1
+    assert check_data.check(f"{tmp_path}\\train.jsonl")[0].good == 1
     assert open_image(f"{tmp_path}\\Bilder Gr\u00f6\u00dfe\\a.png").size == (9, 8)
     with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):
-        own.check(tmp_path / "nowhere")
+        check_data.check(tmp_path / "nowhere")
 
 
 def test_commands_quote_a_folder_with_blanks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own.new_data("neu x")
+    new_data.write_example("neu x")
     assert "`mmedexpert check-data 'neu x'`" in (tmp_path / "neu x" / "README.md").read_text()
