@@ -90,12 +90,8 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
         except DataError as error:
             made.refused.append(f"{source}, row {number}: {error}")
             continue
-        kept = {
-            key: _json_value(value)
-            for key, value in found.items()
-            if key != "images" and _json_value(value) is not None
-        }
-        kept = {key: value for key, value in kept.items() if value not in ("", [], {})}
+        values = {key: _json_value(value) for key, value in found.items() if key != "images"}
+        kept = {key: value for key, value in values.items() if value not in (None, "", [], {})}
         yield kept | ({"images": images} if images else {})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmedexpert_jax.data.case import LETTERS, SPECIALTIES, Case
+from mmedexpert_jax.data.case import SPECIALTIES, Case
 from mmedexpert_jax.data.case_files import load_cases
 from mmedexpert_jax.report.text_tables import markdown
 
@@ -23,8 +23,8 @@ def frequent_option(train: list[Case], test: list[Case]) -> list[bool]:
     """Answers with the option text that is right most often for the task in train, without reading the findings."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in train:
-        counts[case.task][right(case)] += 1
-    return [max(case.options, key=lambda text: counts[case.task][text]) == right(case) for case in test]
+        counts[case.task][case.answer_text] += 1
+    return [max(case.options, key=lambda text: counts[case.task][text]) == case.answer_text for case in test]
 
 
 def nearest_question(train: list[Case], test: list[Case]) -> list[bool]:
@@ -37,7 +37,7 @@ def nearest_question(train: list[Case], test: list[Case]) -> list[bool]:
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     queries = _counts([_WORD.findall(case.question.lower()) for case in test], index) * idf
     nearest = (queries @ vectors.T).argmax(1)
-    return [right(train[i]) == right(case) for i, case in zip(nearest, test, strict=True)]
+    return [train[i].answer_text == case.answer_text for i, case in zip(nearest, test, strict=True)]
 
 
 def _counts(texts: list[list[str]], index: dict[str, int]) -> np.ndarray:
@@ -48,11 +48,6 @@ def _counts(texts: list[list[str]], index: dict[str, int]) -> np.ndarray:
             if word in index:
                 row[index[word]] += 1
     return counts
-
-
-def right(case: Case) -> str:
-    """Text of the right option."""
-    return case.options[LETTERS.index(case.answer)]
 
 
 def rows(train: list[Case], test: list[Case]) -> list[tuple[str, list[float]]]:

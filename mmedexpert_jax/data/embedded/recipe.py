@@ -43,11 +43,11 @@ def generate(seed: int, count: int, pool: str, tasks: tuple[Task, ...] = TASKS) 
         pool: one of POOLS.
         tasks: a subset of TASKS.
     """
-    made = []
+    drafts = []
     for task, share in _shares(tasks, count):
-        made += _of_task(task, share, pool, Random(f"{seed} {pool} {task.task}"))
-    Random(f"{seed} {pool}").shuffle(made)
-    return [build(f"mini-{pool}-{i:05d}") for i, build in enumerate(made)]
+        drafts += _drafts(task, share, pool, Random(f"{seed} {pool} {task.task}"))
+    Random(f"{seed} {pool}").shuffle(drafts)
+    return [_written_out(f"mini-{pool}-{i:05d}", draft) for i, draft in enumerate(drafts)]
 
 
 def _shares(tasks: tuple[Task, ...], count: int) -> list[tuple[Task, int]]:
@@ -65,18 +65,29 @@ def _split(count: int, parts: int) -> list[int]:
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
-def _of_task(task: Task, count: int, pool: str, rng: Random) -> list:
-    """`count` builders (case id -> Generated) of one task."""
+@dataclass(frozen=True)
+class _Draft:
+    """A case before it has an id, which the order of all tasks' cases gives."""
+
+    task: Task
+    problem: Problem
+    options: tuple[str, ...]  # in the case's order
+    paradigm: str  # of the case's own trace
+    luck: float  # seed of how much a hasty trace weighs
+
+
+def _drafts(task: Task, count: int, pool: str, rng: Random) -> list[_Draft]:
+    """`count` cases of one task."""
     size = len(task.options)
     bands, places = _balanced(rng, count, size), _balanced(rng, count, size)
     paradigms = _balanced(rng, count, len(PARADIGMS))
     seen: set[str] = set()
-    builders = []
+    drafts = []
     for band, place, paradigm in zip(bands, places, paradigms, strict=True):
         problem = _in_pool(task, band, pool, rng, seen)
         options = _placed(rng, task.options, band, place)
-        builders.append(_builder(task, problem, options, PARADIGMS[paradigm], rng.random()))
-    return builders
+        drafts.append(_Draft(task, problem, options, PARADIGMS[paradigm], rng.random()))
+    return drafts
 
 
 def _in_pool(task: Task, band: int, pool: str, rng: Random, seen: set[str]) -> Problem:
@@ -88,33 +99,6 @@ def _in_pool(task: Task, band: int, pool: str, rng: Random, seen: set[str]) -> P
                 seen.add(problem.key)
             return problem
     raise ValueError(f"{task.task}: no more cases of {task.options[band]!r} in pool {pool!r}; ask for fewer")
-
-
-def _builder(task: Task, problem: Problem, options: tuple[str, ...], paradigm: str, luck: float):
-    def build(name: str) -> Generated:
-        letter = {text: LETTERS[i] for i, text in enumerate(options)}
-        sound = {p: trace(task, problem, p, options) for p in PARADIGMS}
-        weighed = hasty(problem, Random(luck))
-        short = {
-            p: (trace(task, problem, p, options, weighed), letter[task.options[problem.band(weighed)]])
-            for p in PARADIGMS
-        }
-        answer = letter[task.options[problem.answer]]
-        case = Case(
-            name,
-            problem.question,
-            options,
-            answer,
-            task.specialty,
-            task.task,
-            tuple(in_memory(image, f"{name}, image {n}") for n, image in enumerate(problem.images, 1)),
-            paradigm,
-            sound[paradigm],
-            PARADIGMS,
-        )
-        return Generated(case, sound, short, problem)
-
-    return build
 
 
 def _balanced(rng: Random, count: int, size: int) -> list[int]:
@@ -130,3 +114,26 @@ def _placed(rng: Random, options: tuple[str, ...], band: int, place: int) -> tup
     others = [text for i, text in enumerate(options) if i != band]
     rng.shuffle(others)
     return (*others[:place], options[band], *others[place:])
+
+
+def _written_out(id: str, draft: _Draft) -> Generated:
+    """The case of a draft, with its traces."""
+    task, problem, options = draft.task, draft.problem, draft.options
+    letter = dict(zip(options, LETTERS, strict=False))
+    sound = {paradigm: trace(task, problem, paradigm, options) for paradigm in PARADIGMS}
+    weighed = hasty(problem, Random(draft.luck))
+    concluded = letter[task.options[problem.band(weighed)]]
+    short = {paradigm: (trace(task, problem, paradigm, options, weighed), concluded) for paradigm in PARADIGMS}
+    case = Case(
+        id=id,
+        question=problem.question,
+        options=options,
+        answer=letter[task.options[problem.answer]],
+        specialty=task.specialty,
+        task=task.task,
+        images=tuple(in_memory(image, f"{id}, image {n}") for n, image in enumerate(problem.images, 1)),
+        paradigm=draft.paradigm,
+        trace=sound[draft.paradigm],
+        paradigms=PARADIGMS,
+    )
+    return Generated(case, sound, short, problem)
