@@ -96,67 +96,105 @@ _ROLE = (
     r"(?:reported|dictated|signed|referred|transcribed|interpreted|reviewed|verified|attested)(?: electronically)? by:?"
 )
 _STREET = r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Way|Terrace|Square|Close"
+
+
+def _either(*forms: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern:
+    """A pattern of several forms, looked for in their order."""
+    return re.compile("|".join(forms), flags)
+
+
+# What each kind finds, a form a line. Kinds are replaced in this order, so that an address holds no e-mail any more.
 PATTERNS: dict[str, re.Pattern] = {
-    "e-mail": re.compile(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
-    "record number": re.compile(
+    "e-mail": _either(r"\b[\w.+-]+ ?(?:@|\(at\)|\[at\]) ?[\w-]+(?:\.[\w-]+)+\b"),
+    "record number": _either(
+        # "MRN 123 456", "case no. 12-3456"
         rf"\b(?:(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*|"
         rf"(?:{_WEAK})\.?[\s-]*(?:{_NO}\s*[:#=]?|[:#=]+)(?!\s*#?\s*{_CLINICAL}))\s*#?\s*"
-        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*|"
-        rf"\b(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*\s*\d\d?(?: \d{{2,4}}\b){{2,}}|"
-        r"\b[A-Z]{2}\d\d(?: ?\d{4}){3,}(?: ?\d{1,4})?\b|\b[0-2](?:\.\d+){6,}\b|"  # IBAN; DICOM's unique ids
-        r"\b\d{3}-\d{2}-\d{4}\b|\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",  # SSN; Medicare's
-        re.I,
+        rf"(?!{_AGE})(?=[\w/-]*\d[\w/-]*(?:\d| \d))[A-Za-z0-9][\w/-]{{2,}}(?: \d{{2,4}}\b)*",
+        # "NHS 12 345 678", in groups from the first figures on
+        rf"\b(?:{_SURE})(?:\s*{_NO})?\s*(?:is|:|#|=)*\s*\d\d?(?: \d{{2,4}}\b){{2,}}",
+        # IBAN; DICOM's unique ids
+        r"\b[A-Z]{2}\d\d(?: ?\d{4}){3,}(?: ?\d{1,4})?\b",
+        r"\b[0-2](?:\.\d+){6,}\b",
+        # social security; Medicare's
+        r"\b\d{3}-\d{2}-\d{4}\b",
+        r"\b[1-9][A-Z][A-Z\d]\d-?[A-Z][A-Z\d]\d-?[A-Z]{2}\d\d\b",
+        flags=re.I,
     ),
-    "date": re.compile(
-        rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?|"
+    "date": _either(
+        # "2019-03-12T10:15Z"
+        rf"\b{_YEAR}(?P<mark>[-/.]){_NUMBERED}(?P=mark){_DAY}(?!\d)(?:T[\d:.]+Z?)?",
+        # "12.3.19", but no scores of Apgar, doses or durations
         rf"(?:{_SCORED}|\b(?!{_SCORES}))\b(?:{_DAY}[./-]{_NUMBERED}|{_NUMBERED}[./-]{_DAY})[./-](?:{_YEAR}|\d\d)"
         rf"(?![\d./-]| ?(?:[mk]g|(?-i:ng)|mcg|ml|mm|cm|units?|years?(?! ago)|weeks?|months?|days?|"
-        rf"hours?|min(?:utes?)?)\b)|"
-        rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)|(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日|"
-        rf"\b(?:0[1-9]|1[0-2])/{_YEAR}\b|"
+        rf"hours?|min(?:utes?)?)\b)",
+        # "12. 03. 2019", "3月12日", "03/2019"
+        rf"\b{_DAY} ?[./-] ?{_DAY} ?[./-] ?{_YEAR}(?!\d)",
+        rf"(?:{_YEAR}年)?{_NUMBERED}月{_DAY}日",
+        rf"\b(?:0[1-9]|1[0-2])/{_YEAR}\b",
+        # "DOB 120319", in forms that are no date elsewhere
         rf"\b(?:dob|born|birth|geb\.|geboren)\b[^\w\n]{{0,4}}"
-        rf"(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{1,2}}[ /-]?{_MONTH}\.?[ /-]?\d\d|\d{{6}}|\d{{8}})\b|"
-        rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ /-]?(?:of )?)?{_MONTH}\.?,?[ /-]?{_YEAR}\b|"
-        rf"\b{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? {_YEAR}\b|"
+        rf"(?:\d{{1,2}} \d{{1,2}} (?:{_YEAR}|\d\d)|\d{{1,2}}[ /-]?{_MONTH}\.?[ /-]?\d\d|\d{{6}}|\d{{8}})\b",
+        # "12th of March 2019", "March 12, 2019"
+        rf"\b(?:\d{{1,2}}(?:st|nd|rd|th|\.)?[ /-]?(?:of )?)?{_MONTH}\.?,?[ /-]?{_YEAR}\b",
+        rf"\b{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? {_YEAR}\b",
+        # DICOM's "20190312"
         rf"\b{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)(?:T[\d.]+Z?)?",
-        re.I,
+        flags=re.I,
     ),
-    "phone": re.compile(
+    "phone": _either(
+        # behind a word for it, in whatever groups
         r"\b(?:tel|phone|telephone|telefon|fax|mobile?|mob|handy|pager|whatsapp|ph(?=[.:]? ?[+(0])|"
         r"(?:cell|call|contact)(?!:? (?:\d\d? [-/] ){2}))\b"
         r"\.?(?:\s*(?:no|nr|number)\b\.?)?(?:\s+(?:is|at|on))?\s*:?\s*"
-        r"(?=\D{0,2}(?:\d\D{0,3}){6}\d)\+?\(?\d[\d ()/.-]{5,}\d|"
-        r"(?:\+|\b00)\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b|\(\d{3}\) ?\d{3}[- ]\d{4}\b|"
-        r"(?:\b1-)?\b\d{3}([-.])\d{3}\1\d{4}\b|"
-        # with blanks alone only as North America has them
+        r"(?=\D{0,2}(?:\d\D{0,3}){6}\d)\+?\(?\d[\d ()/.-]{5,}\d",
+        # "+49 30 1234567"
+        r"(?:\+|\b00)\d{1,3}[ -]?\(?\d{1,4}\)?(?:[ -]?\d{2,4}){2,4}\b",
+        # of North America; with blanks alone only as it has them
+        r"\(\d{3}\) ?\d{3}[- ]\d{4}\b",
+        r"(?:\b1-)?\b\d{3}([-.])\d{3}\1\d{4}\b",
         r"(?:\b1 )?\b[2-9]\d\d [2-9]\d\d \d{4}\b(?! ?(?:cells|copies|units?|IU|mg|ml|/))",
-        re.I,
+        flags=re.I,
     ),
-    "address": re.compile(
-        rf"\b\d{{1,5}}[A-Za-z]? (?:{_WORD} ){{1,3}}(?:{_STREET})\b\.?(?:,? (?:Apt|Apartment|Flat|Unit)\.? \w+)?|"
-        r"\b\d{1,5} (?:[a-z'’-]+ ){1,2}(?i:street|avenue|boulevard|terrace)\b|\b(?i:p\.? ?o\.? box) \d+|"
-        r"\b\d{1,4}(?: ?bis)?,? (?i:rue|avenue|boulevard|place|chemin|allée) (?:(?:de|du|des|la|le|les) )*[\w'’-]+|"
-        r"\b[A-ZÄÖÜ][a-zäöüß]+(?:straße|strasse|str\.|weg|platz|gasse|allee) \d{1,4}[a-z]?\b|"
-        r"(?:(?<=, )|(?<=\bin )|(?<=\baus )|\bD-)\d{5} (?!Units?\b)[A-ZÄÖÜ][a-zäöüß]{2,}|"
-        r"\b(?i:address|anschrift|adresse|wohnhaft in)\s*[:=]?\s*(?:(?<=[:=])|(?<=[:=] ))[^\n;]{5,80}|"
-        r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b(?! ?(?:(?:units?|IU|U|mg|mcg|µg|ml|cells|copies)\b|/))|"
-        r"\b[A-Z]{1,2}\d[A-Z\d]? \d[ABD-HJLNP-UW-Z]{2}\b"  # the letters that a British code ends with: no MG, MM, IU
+    "address": _either(
+        # "12 Old Mill Road, Apt 3"; in small letters only of streets that are nothing else; post boxes
+        rf"\b\d{{1,5}}[A-Za-z]? (?:{_WORD} ){{1,3}}(?:{_STREET})\b\.?(?:,? (?:Apt|Apartment|Flat|Unit)\.? \w+)?",
+        r"\b\d{1,5} (?:[a-z'’-]+ ){1,2}(?i:street|avenue|boulevard|terrace)\b",
+        r"\b(?i:p\.? ?o\.? box) \d+",
+        # French; German street and place
+        r"\b\d{1,4}(?: ?bis)?,? (?i:rue|avenue|boulevard|place|chemin|allée) (?:(?:de|du|des|la|le|les) )*[\w'’-]+",
+        r"\b[A-ZÄÖÜ][a-zäöüß]+(?:straße|strasse|str\.|weg|platz|gasse|allee) \d{1,4}[a-z]?\b",
+        r"(?:(?<=, )|(?<=\bin )|(?<=\baus )|\bD-)\d{5} (?!Units?\b)[A-ZÄÖÜ][a-zäöüß]{2,}",
+        # behind a word for it, all of the line
+        r"\b(?i:address|anschrift|adresse|wohnhaft in)\s*[:=]?\s*(?:(?<=[:=])|(?<=[:=] ))[^\n;]{5,80}",
+        # a state and its code; British codes, with the letters that they end with: no MG, MM, IU
+        r"\b[A-Z]{2} \d{5}(?:-\d{4})?\b(?! ?(?:(?:units?|IU|U|mg|mcg|µg|ml|cells|copies)\b|/))",
+        r"\b[A-Z]{1,2}\d[A-Z\d]? \d[ABD-HJLNP-UW-Z]{2}\b",
     ),
-    "name": re.compile(
-        rf"\b{_TITLE}(?:\.? {_TITLE})*\.?[^\S\n]*{_HEAD}{_WORD}(?:{_LAST})?|"
+    "name": _either(
+        # "Dr. med. Anna van Dyk"
+        rf"\b{_TITLE}(?:\.? {_TITLE})*\.?[^\S\n]*{_HEAD}{_WORD}(?:{_LAST})?",
+        # "Patient's name: anna meier", but not of a drug and its dose
         rf"\b(?:(?i:(?:(?:patient|pt|father|mother|husband|wife|guardian)(?:['’]s)?|"
         rf"full|first|last|given|family|maiden) ?names?|surname|(?:nach|vor|familien|geburts)name)|Name|NAME)"
         rf"\s*(?:[:=]|-(?= ))\s*(?!(?:[\w-]+|[A-Z][\w-]+ [a-z]+) \d[\d.,]* ?(?:(?:m?g|mcg|µg|ml|IU|units?)\b|%))"
-        rf"(?:{_TITLE}\.? ?)*{_ANY}(?:,? {_PARTICLE}*{_ANY}){{0,2}}(?:(?<= [A-Z]\.) {_WORD})?|"
-        rf"\b(?i:patient(?:'s)? name is) {_WORD}(?:{_LAST})?|\bPat\. {_WORD}, {_WORD}(?=,? (?:geb|\[date))|"
+        rf"(?:{_TITLE}\.? ?)*{_ANY}(?:,? {_PARTICLE}*{_ANY}){{0,2}}(?:(?<= [A-Z]\.) {_WORD})?",
+        # behind "patient": "patient name is Anna", "Pat. Meier, Anna, geb.", "Pt: Meier, Anna"
+        rf"\b(?i:patient(?:'s)? name is) {_WORD}(?:{_LAST})?",
+        rf"\bPat\. {_WORD}, {_WORD}(?=,? (?:geb|\[date))",
         rf"\b(?i:patient(?:in)?|pt|pat\.?(?={_OF_NAME}))\s*[:=]\s*(?!{_ANYBODY})(?:{_TITLE}\.? ?)*"
-        rf"{_PARTICLE}*{_WORD},? (?:[A-Z]\.? )?{_PARTICLE}*[A-ZÀ-Þ][\w'’-]*{_THIRD}|"
+        rf"{_PARTICLE}*{_WORD},? (?:[A-Z]\.? )?{_PARTICLE}*[A-ZÀ-Þ][\w'’-]*{_THIRD}",
+        # "Reported by: Cardiology, OÄ A. Meier"
         rf"\b(?i:{_ROLE})\s*(?:(?>{_DEPARTMENT}),?[^\S\n]+)*+(?!{_DEPARTMENT})"
         rf"(?:(?:{_TITLE}|[OCA][AÄ]|PD)\.?[^\S\n]*)*{_HEAD}{_WORD}"
-        rf"(?:,? (?:[A-Z]\. ?)*{_PARTICLE}*{_WORD}){{0,2}}|\b{_WORD}(?:\^{_WORD})+(?:\^[A-Z]\b)?|"
-        rf"\b(?i:(?:mother|father|husband|wife|guardian):|c/o) (?!{_ANYBODY}){_WORD}{_LAST}|"
-        rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O(?! NOT\b)|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?|"
-        rf"(?m:^)(?!{_NOTE}){_WORD}(?: [A-Z]\.)? (?!{_DISEASE}){_WORD} M\.?D\b\.?(?m:$)"
+        rf"(?:,? (?:[A-Z]\. ?)*{_PARTICLE}*{_WORD}){{0,2}}",
+        # DICOM's "Meier^Anna^M"
+        rf"\b{_WORD}(?:\^{_WORD})+(?:\^[A-Z]\b)?",
+        # "Mother: Anna Meier"
+        rf"\b(?i:(?:mother|father|husband|wife|guardian):|c/o) (?!{_ANYBODY}){_WORD}{_LAST}",
+        # "Anna M. Meier, MD"; without a comma alone in its line
+        rf"\b{_WORD}(?: [A-Z]\.)? {_WORD}, ?(?:M\.?D|D\.?O(?! NOT\b)|R\.?N|MBBS|FRCS|FRCR|Ph\.?D)\b\.?",
+        rf"(?m:^)(?!{_NOTE}){_WORD}(?: [A-Z]\.)? (?!{_DISEASE}){_WORD} M\.?D\b\.?(?m:$)",
     ),
 }
 # DICOM attributes that identify, beside all of the types person name, date and date-time
@@ -209,27 +247,24 @@ def scan_texts(texts: Iterable[tuple[str, str | Sequence[str]]]) -> list[Found]:
 
 def scan_header(data: bytes, name: str) -> list[Found]:
     """Identifying attributes of an encoded image's header; empty where it cannot be read."""
-    found: list[Found] = []
     with suppress(Exception):  # what cannot be read is refused by the decoder, by name
         if nifti.header_size(data):
             attributes = _nifti(data, name)
         else:
             attributes = _dicom(data, name) if medical.reader(data) else _pillow(data)
-        found = [Found("header", f"{name}, {attribute}") for attribute in attributes]
-    return found
+        return [Found("header", f"{name}, {attribute}") for attribute in dict.fromkeys(attributes)]
+    return []
 
 
 def _dicom(data: bytes, name: str) -> Iterator[str]:
-    """Attributes of a DICOM file, or of a zipped series; each once."""
-    found: dict[str, None] = {}
+    """Attributes of a DICOM file, or of a zipped series, where each slice has them."""
     for dataset in medical.dicom_datasets(data, name):
         for element in dataset.iterall():
             identifies = element.VR in ("PN", "DA", "DT") or element.keyword in _DICOM
             if identifies and not element.tag.is_private and element.value not in (None, ""):
-                found[str(element.keyword)] = None
+                yield str(element.keyword)
         if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
-            found["BurnedInAnnotation: its pixels hold text"] = None
-    return iter(found)
+            yield "BurnedInAnnotation: its pixels hold text"
 
 
 def _nifti(data: bytes, name: str) -> Iterator[str]:
