@@ -8,8 +8,12 @@ from mmedexpert_jax.errors import ConfigError
 ANSWER_FORMAT = (
     "Think in numbered statements inside <think></think>, then give the letter of the answer inside <answer></answer>."
 )
-ANSWERS = {"choice": "the letter of the answer", "yes_no": "yes or no", "open": "the answer in a few words"}
-ANSWERS |= {"report": "the report"}
+ANSWERS = {  # kind of question -> the words of ANSWER_FORMAT that its answers stand for
+    "choice": "the letter of the answer",
+    "yes_no": "yes or no",
+    "open": "the answer in a few words",
+    "report": "the report",
+}
 
 
 def question(case: Case, paradigm: str | None = None, guideline: str | None = None) -> str:

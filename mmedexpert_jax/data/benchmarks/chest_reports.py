@@ -9,9 +9,8 @@ from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.reading import Spec, reader
-from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.processing.images import ImageRef
 
 REQUEST = (
     "Please generate a report for the given images, including both findings and impressions. Return the report in the "
@@ -48,18 +47,13 @@ def _item(row: rows.Row, files: Files, subset: str) -> Case:
         question=REQUEST,
         options=(),
         answer=f"Findings: {findings} Impression: {impression}.",  # as MedEvalKit joins them
-        images=tuple(_image(files, str(image), row.where) for image in names),
+        # CheXpert Plus names .jpg and ships .png
+        images=tuple(
+            files.image(name, row.where, instead=f"{name.rpartition('.')[0]}.png") for name in map(str, names)
+        ),
         kind="report",
         columns={"raw_question": f"You are a helpful assistant. {REQUEST}"},
     )
-
-
-def _image(files: Files, name: str, where: str) -> ImageRef:
-    """The image, also where CheXpert Plus names .jpg and ships .png."""
-    try:
-        return files.image(name, where)
-    except MissingImage:
-        return files.image(f"{name.rpartition('.')[0]}.png", where)
 
 
 def _benchmark(name: str, title: str, count: int, place: str, licence: str) -> Spec:

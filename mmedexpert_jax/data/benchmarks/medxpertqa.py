@@ -41,7 +41,7 @@ def _item(part: str, row: rows.Row, files: Files, subset: str) -> Case:
     label = row.values.get("label")
     row = row.having(label=label[0] if isinstance(label, list) and len(label) == 1 else label)
     full = row.text("question")
-    found = row.written("images") or []
+    found = row.parsed("images") or []
     names = found if isinstance(found, list) else [found]
     names = [image.get("image_path", "") if isinstance(image, Mapping) else image for image in names]
     if part == "MM" and not names:

@@ -62,7 +62,7 @@ def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
 
 def _options(row: rows.Row) -> tuple[str, ...]:
     """The list that the cell spells as Python."""
-    texts = row.written("options")
+    texts = row.parsed("options")
     if not isinstance(texts, list) or not 2 <= len(texts) <= 10:
         raise row.bad("options", f"2 to 10 texts are needed, got {border.shown(texts)}")
     return tuple(str(text).strip() for text in texts)
@@ -70,6 +70,6 @@ def _options(row: rows.Row) -> tuple[str, ...]:
 
 def _accepted(row: rows.Row) -> list[str]:
     """The answers that are right for an open question, of which the cell may spell a list as Python."""
-    found = row.written("answer")
+    found = row.parsed("answer")
     texts = [str(text).strip() for text in found] if isinstance(found, list) else []
     return [text for text in texts if text] or [row.text("answer")]

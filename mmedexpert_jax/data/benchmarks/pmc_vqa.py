@@ -9,10 +9,9 @@ from collections.abc import Iterable
 
 from mmedexpert_jax.data.benchmarks import rows
 from mmedexpert_jax.data.benchmarks.reading import reader
-from mmedexpert_jax.data.benchmarks.source import Files, MissingImage
+from mmedexpert_jax.data.benchmarks.source import Files
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.images import ImageRef
 
 NAMES = {"v2": "{split}_2.csv", "v1": "{split}.csv", "v1_clean": "{split}_clean.csv"}
 FOLDERS = {"v2": ("figures", "images_2.zip"), "v1": ("images", "images.zip"), "v1_clean": ("images", "images.zip")}
@@ -66,7 +65,7 @@ def _benchmark(row: rows.Row, files: Files, subset: str) -> Case:
         question=" ".join(row.text("Question").split()).strip('"').strip(),
         options=options,
         answer=answer,
-        images=(_image(files, name, subset, row.where),),
+        images=(files.image(f"{FOLDERS[subset][0]}/{name}", row.where, instead=name),),
         labels={"letters": "A, B, C, D" if as_usual else "other"},
         columns={"raw_question": row.values["Question"], "raw_options": tuple(cells), "raw_answer": answer},
     )
@@ -78,10 +77,3 @@ def _key(row: rows.Row, options: tuple[str, ...]) -> str:
         return row.letter(4, "Answer")
     named = [letter for letter, text in zip("ABCD", options, strict=True) if text == clean(row.text("Answer"))[1]]
     return named[0] if len(named) == 1 else row.letter(4, "Answer_label")
-
-
-def _image(files: Files, name: str, subset: str, where: str) -> ImageRef:
-    try:
-        return files.image(f"{FOLDERS[subset][0]}/{name}", where)
-    except MissingImage:
-        return files.image(name, where)

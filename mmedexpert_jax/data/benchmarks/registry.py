@@ -85,9 +85,7 @@ def load(
         DataError: no such directory or file, a malformed row, missing images.
         RemoteError: the hub cannot be reached or refuses.
     """
-    known = spec(name)
-    split = _one_of("split", split, known.splits, known.name)
-    subset = _one_of("subset", subset, known.subsets, known.name)
+    known, split, subset = _known(name, split, subset)
     files = _open(known, str(source) or known.default, split, subset)
     items, malformed, missing, rows = _read(known, files, split, subset)
     counted = census.count(known.name, items, rows, malformed, missing, known.published(split, subset))
@@ -111,9 +109,8 @@ def load_entry(entry: str, **settings: Any) -> Benchmark:
 def published_items(entry: str) -> int:
     """Items of an entry by its authors' count, without its files; 0 where none is known. Raises as `load_entry`."""
     name, subset, split, _ = entry_parts(entry)
-    known = spec(name)
-    split = _one_of("split", split, known.splits, known.name)
-    return known.published(split, _one_of("subset", subset, known.subsets, known.name)).get("items", 0)
+    known, split, subset = _known(name, split, subset)
+    return known.published(split, subset).get("items", 0)
 
 
 def entry_parts(entry: str) -> tuple[str, str, str, str]:
@@ -122,6 +119,16 @@ def entry_parts(entry: str) -> tuple[str, str, str, str]:
     rest, _, split = key.partition("@")
     name, _, subset = rest.partition(":")
     return name, subset, split, source
+
+
+def _known(name: str, split: str, subset: str) -> tuple[Spec, str, str]:
+    """A benchmark with its split and subset, the first where none is named. Raises ConfigError."""
+    known = spec(name)
+    split, subset = split or known.splits[0], subset or known.subsets[0]
+    for kind, value, choices in (("split", split, known.splits), ("subset", subset, known.subsets)):
+        if value not in choices:
+            raise ConfigError(f"{known.name} has no {kind} {value!r}: choose one of {', '.join(choices)}")
+    return known, split, subset
 
 
 def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case], list[str], list[str], int]:
@@ -184,13 +191,6 @@ def _open(known: Spec, source: str, split: str, subset: str) -> Files:
             raise ConfigError(f"{known.name} is not on the hub: give a directory or zip with {known.expects}")
         return Files.from_hub(repository, patterns)
     return Files.open(source, known.expects)
-
-
-def _one_of(kind: str, value: str, choices: tuple[str, ...], name: str) -> str:
-    value = value or choices[0]
-    if value not in choices:
-        raise ConfigError(f"{name} has no {kind} {value!r}: choose one of {', '.join(choices)}")
-    return value
 
 
 @functools.cache

@@ -66,7 +66,7 @@ class Row:
 
     def texts(self, key: str, count: int = 0) -> tuple[str, ...]:
         """A list of 2 to 10 texts, or of `count`, without the letters that may stand before them. Raises DataError."""
-        value = self.written(key)
+        value = self.parsed(key)
         if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
             raise self.bad(key, f"a list of texts is needed, got {border.shown(value)}")
         if len(value) != count if count else not 2 <= len(value) <= len(LETTERS):
@@ -79,7 +79,7 @@ class Row:
 
         Raises DataError, also where the letters are not A, B, C ... without a gap.
         """
-        value = self.written(key)
+        value = self.parsed(key)
         if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
             value = (
                 dict(zip(LETTERS, self._unlabelled(key, value), strict=False)) if len(value) <= len(LETTERS) else None
@@ -116,7 +116,7 @@ class Row:
             raise self.bad(key, f"the options begin with {order}, and a key may mean their place or their letter")
         return unlabelled([text.strip() for text in texts])
 
-    def written(self, key: str) -> Any:
+    def parsed(self, key: str) -> Any:
         """The value of a key; of a text that is a list or an object as JSON or Python writes it, what it is."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.strip().startswith(("[", "{")):

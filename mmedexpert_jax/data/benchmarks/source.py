@@ -105,14 +105,16 @@ class Files:
         """The file that `need` finds with the shortest path."""
         return min(self.need(*patterns), key=lambda pair: (len(pair[0]), pair[0]))
 
-    def image(self, path: str, where: str) -> ImageRef:
-        """The image whose path ends as `path` does. Raises MissingImage, which names `where`; DataError where files of
-        several folders do that are not the same."""
+    def image(self, path: str, where: str, instead: str = "") -> ImageRef:
+        """The image whose path ends as `path` does, or where none does, as `instead`. Raises MissingImage, which names
+        `where`; DataError where files of several folders do that are not the same."""
         wanted = _composed(re.sub(r"^(?:\.{0,2}/)+", "", path.strip().replace("\\", "/")))
         pool = self._by_name.get(wanted.rpartition("/")[2], ()) if wanted else ()
         found = [(name, place) for name, place in pool if f"/{_composed(name)}".endswith(f"/{wanted}")]
         if not found and self.root.is_file() and (beside := self.root.parent / wanted).is_file():
             return ImageRef(wanted, InFolder(beside))
+        if not found and instead:
+            return self.image(instead, where)
         if not found:
             raise MissingImage(f"{where}: no image {path!r}{self._packed}")
         if not self._are_alike(tuple(place for _, place in found)):
