@@ -474,17 +474,16 @@ def _image_cells(file: Any, place: Place, column: str, group: int) -> list[Any]:
     ]
     cells: list[Any] = []
     batches = file.iter_batches(batch_size=64, row_groups=[group], columns=leaves if named else [column])
+
+    def cell(value: Any, item: int | None = None) -> ParquetCell:
+        path = value["path"].as_py() if named and value.is_valid else None
+        return ParquetCell(place, column, group, len(cells), item, path or "")
+
     for value in (value for batch in batches for value in batch.column(0)):
-        index = len(cells)
         if not value.is_valid:
             cells.append(None)
         elif listed:
-            cells.append([_cell(place, column, group, index, n, item, named) for n, item in enumerate(value)])
+            cells.append([cell(one, number) for number, one in enumerate(value)])
         else:
-            cells.append(_cell(place, column, group, index, None, value, named))
+            cells.append(cell(value))
     return cells
-
-
-def _cell(place: Place, column: str, group: int, index: int, item: int | None, value: Any, named: bool) -> ParquetCell:
-    path = value["path"].as_py() if named and value.is_valid else None
-    return ParquetCell(place, column, group, index, item, path or "")

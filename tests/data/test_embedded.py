@@ -176,7 +176,7 @@ def test_wordings_of_test_are_its_own():
     for split in SPLITS:
         for case in shipped(split):
             task = TASK[case.task]
-            openers, asks = (wording.image_templates if case.images else wording.templates)(split)
+            openers, asks = wording.templates(split, bool(case.images))
             assert any(case.question.endswith(ask.format(what=task.what)) for ask in asks)
             heads = {
                 opener.format(who=getattr(task, "who", ""), context=c, Context=wording.sentence(c), findings="\0")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmedexpert_jax import border
 from mmedexpert_jax.data.embedded.problem import Problem, Step
-from mmedexpert_jax.data.embedded.wording import NEUTRAL, sentence, templates
+from mmedexpert_jax.data.embedded.wording import NEUTRAL, question
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ class Rule:
         names = [item.name for item in self.items]
         return Problem(
             key=f"{self.task} {choice} {numbers}",
-            question=self._question(rng, pool, [text for text, _ in findings]),
+            question=question(
+                rng, pool, self.contexts, self.what, who=self.who, findings=", ".join(text for text, _ in findings)
+            ),
             steps=self._steps(findings),
             values={name: n or text for name, n, text in zip(names, numbers, texts, strict=True)},
         )
@@ -110,14 +112,6 @@ class Rule:
                 total = max(counts) if self.highest else sum(counts)
                 table[self.band(total)].setdefault(total, []).append(choice)
         return [[totals[total] for total in sorted(totals)] for totals in table]
-
-    def _question(self, rng: Random, pool: str, findings: list[str]) -> str:
-        openers, asks = templates(pool)
-        context = rng.choice(self.contexts)
-        opener = rng.choice(openers).format(
-            who=self.who, context=context, Context=sentence(context), findings=", ".join(findings)
-        )
-        return f"{opener} {rng.choice(asks).format(what=self.what)}"
 
     def _steps(self, findings: list[tuple[str, int]]) -> tuple[Step, ...]:
         """Every finding in its order, with the running total, or by itself where the highest decides."""

@@ -7,7 +7,7 @@ from random import Random
 from PIL import Image
 
 from mmedexpert_jax.data.embedded.problem import Problem, Step
-from mmedexpert_jax.data.embedded.wording import image_templates, sentence
+from mmedexpert_jax.data.embedded.wording import question
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,9 @@ class ImageTask:
     def problem(self, rng: Random, band: int, pool: str) -> Problem:
         """A scene whose answer is option `band`, with its question."""
         scene = self.scene(rng, band, pool)
-        openers, asks = image_templates(pool)
-        context = rng.choice(self.contexts)
-        opener = rng.choice(openers).format(context=context, Context=sentence(context))
         return Problem(
             key=f"{self.task} {scene.values}",
-            question=f"{opener} {rng.choice(asks).format(what=self.what)}",
+            question=question(rng, pool, self.contexts, self.what, of_image=True),
             steps=scene.steps,
             values=scene.values,
             images=(scene.image,),

@@ -1,5 +1,8 @@
 """Wordings of the questions. The *_HELD_OUT ones occur in the test split only."""
 
+from collections.abc import Sequence
+from random import Random
+
 OPENERS = (
     "A {who} with {context} has {findings}.",
     "{Context} in a {who}: {findings}.",
@@ -41,14 +44,27 @@ NEUTRAL = (
 )
 
 
-def templates(pool: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def question(rng: Random, pool: str, contexts: Sequence[str], what: str, of_image: bool = False, **fields: str) -> str:
+    """An opener, with one of the contexts, and what is asked.
+
+    Args:
+        rng: draws context, opener and ask, in this order.
+        pool: of the case.
+        contexts: ways to name the clinical situation, or the image.
+        what: what is asked for.
+        of_image: the question is on an image.
+        fields: more that openers on a text name: `who`, `findings`.
+    """
+    openers, asks = templates(pool, of_image)
+    context = rng.choice(contexts)
+    opener = rng.choice(openers).format(context=context, Context=sentence(context), **fields)
+    return f"{opener} {rng.choice(asks).format(what=what)}"
+
+
+def templates(pool: str, of_image: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Openers and asks of a pool: the test pool has its own."""
-    return (OPENERS_HELD_OUT, ASKS_HELD_OUT) if pool == "test" else (OPENERS, ASKS)
-
-
-def image_templates(pool: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Openers and asks of a pool for image tasks."""
-    return (IMAGE_OPENERS_HELD_OUT, ASKS_HELD_OUT) if pool == "test" else (IMAGE_OPENERS, ASKS)
+    openers, held_out = (IMAGE_OPENERS, IMAGE_OPENERS_HELD_OUT) if of_image else (OPENERS, OPENERS_HELD_OUT)
+    return (held_out, ASKS_HELD_OUT) if pool == "test" else (openers, ASKS)
 
 
 def sentence(text: str) -> str:
