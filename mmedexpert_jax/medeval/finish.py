@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
 from mmedexpert_jax.medeval import conditions, controls, eval_page, kit_totals, paper_tables, result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
-from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
 from mmedexpert_jax.medeval.result_tables import HEADLINE, Rows
+from mmedexpert_jax.medeval.results import Result, rows_path, slug
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.text_tables import markdown
@@ -58,7 +58,7 @@ def finish(
         sections.append(headlines[-1])
     sections.append(Table("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
     files.write_text(run.path / "table.md", "\n".join(_markdown(table) for table in sections))
-    styles = {target.name: style(config, target) for target in targets}
+    styles = {target.name: target.style(config.prompt) for target in targets}
     narrow = [
         Table(f"{table.title} (rows without a mark: {SOURCE})", paper_tables.narrow(table.rows), table.note)
         for table in papers
@@ -144,21 +144,6 @@ _TOGETHER = (
 )
 _UNLIKE = "Published rows were asked under their authors' conditions, measured ones as How they were asked says."
 _COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."
-
-
-def slug(name: str) -> str:
-    """A name as a file name."""
-    return "".join(char if char.isalnum() or char in "-." else "-" for char in name).strip("-.")
-
-
-def style(config: ConfigDict, target: Target) -> str:
-    """The prompt that a model is asked with."""
-    return config.prompt or target.prompt or "think_answer"
-
-
-def rows_path(folder: Path, benchmark: str, model: str) -> Path:
-    """The file of the rows of a model on a benchmark."""
-    return folder / "export" / "rows" / slug(benchmark) / f"{slug(model)}.jsonl"
 
 
 def _summaries(result: Result) -> dict[str, Any]:

@@ -58,6 +58,10 @@ class Target:
     # name and size of the published row that it stands beside; None where there is none
     row: tuple[str, str] | None = None
 
+    def style(self, prompt: str) -> str:
+        """The style of prompt that it is asked with, where config.prompt is `prompt`."""
+        return prompt or self.prompt or "think_answer"
+
 
 def parse(entry: str, url: str = "") -> Target:
     """A model from `[name=]model`: a path or hub id for the JAX engine; "system:NAME[/FOLDER]" for a row of the
