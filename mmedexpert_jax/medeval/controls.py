@@ -206,15 +206,14 @@ def _comparable(plain: Evaluation, made: Sequence[Control]) -> list[Control]:
     return [
         control
         for control in made
-        if (_answered(control) if control.name == "pairs" else known & {row.id for row in control.evaluation.rows})
+        if (_answered(control) if control.name == "pairs" else known & control.evaluation.by_item().keys())
     ]
 
 
 def _row(plain: Evaluation, repeats: Sequence[Control]) -> dict[str, Any]:
     if repeats[0].name == "pairs":
         return _pairs_row(repeats[0])
-    ids = {row.id for control in repeats for row in control.evaluation.rows}
-    before = Evaluation(tuple(row for row in plain.rows if row.id in ids))
+    before = plain.over({row.id for control in repeats for row in control.evaluation.rows})
     after = [control.evaluation for control in repeats]
     compared = compare_evaluations([before], after)
     accuracy = before.accuracy()["accuracy"]
@@ -228,10 +227,8 @@ def _row(plain: Evaluation, repeats: Sequence[Control]) -> dict[str, Any]:
         "letter bias": "",
     }
     if repeats[0].name == "shuffle":
-        row |= {
-            "consistency": Figure.percent(consistency(before, repeats)),
-            "letter bias": letter_bias(before, repeats),
-        }
+        row["consistency"] = Figure.percent(consistency(before, repeats))
+        row["letter bias"] = letter_bias(before, repeats)
     return row
 
 
@@ -292,12 +289,8 @@ def _original(said: str | None, rotation: int, count: int) -> str | None:
 
 def letter_bias(plain: Evaluation, repeats: Sequence[Control]) -> str:
     """The letter that is chosen most beyond its share of keys, over all orders, in points: "A +12.3"."""
-    rows = [
-        row
-        for evaluation in (plain, *(control.evaluation for control in repeats))
-        for row in evaluation.rows
-        if row.said
-    ]
+    orders = [plain, *(control.evaluation for control in repeats)]
+    rows = [row for evaluation in orders for row in evaluation.rows if row.said]
     if not rows:
         return ""
     excess = {
@@ -324,8 +317,9 @@ def sentence(model: str, plain: Evaluation, made: Sequence[Control]) -> str:
 
 def _by_blindness(model: str, plain: Evaluation, blind: Control) -> str:
     ids = {row.id for row in blind.evaluation.rows}
-    before = Evaluation(tuple(row for row in plain.rows if row.id in ids)).accuracy()["accuracy"]
-    compared = compare_evaluations([blind.evaluation], [Evaluation(tuple(r for r in plain.rows if r.id in ids))])
+    seeing = plain.over(ids)
+    compared = compare_evaluations([blind.evaluation], [seeing])
+    before = seeing.accuracy()["accuracy"]
     left = before - compared.difference
     need = Figure.percent(compared.difference, compared.low, compared.high, paired=True)
     doubt = "" if need.settled else " The interval holds 0: that the image is used is not shown."

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,7 @@ from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval import reports
 from mmedexpert_jax.medeval.scoring import read_text, score
-from mmedexpert_jax.medeval.stats import (
-    Comparison,
-    bootstrap,
-    compare,
-    majority,
-    pass_at_k,
-    stratified_bootstrap,
-)
+from mmedexpert_jax.medeval.stats import Comparison, bootstrap, compare, majority, pass_at_k, stratified_bootstrap
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import Engine, Reply, Settings
@@ -134,6 +127,10 @@ class Evaluation:
     def only(self, label: str, value: str) -> "Evaluation":
         """The rows of one specialty, task, modality ..."""
         return Evaluation(tuple(row for row in self.rows if row.labels.get(label) == value))
+
+    def over(self, ids: Container[str]) -> "Evaluation":
+        """The rows of some items."""
+        return Evaluation(tuple(row for row in self.rows if row.id in ids))
 
     def under(self, scorer: str) -> "Evaluation":
         """The same answers under another of their verdicts."""

@@ -157,7 +157,7 @@ def _summaries(result: Result) -> dict[str, Any]:
 
 def _unlabelled(benchmark: Benchmark) -> str:
     """A sentence on the items that the macro accuracy leaves out; "" where it holds all."""
-    label = benchmark.labels[0] if benchmark.labels else ""
+    label = next(iter(benchmark.labels), "")
     count = sum(not item.labels.get(label) for item in benchmark.items) if label else 0
     return f"{count} items without a {label} are in the micro accuracy alone." if count else ""
 
@@ -168,7 +168,7 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
     if all(item.kind == "choice" for item in benchmark.items):
         letter, always = constant(benchmark.items)
         baselines[f"always {letter}"] = always
-    label = benchmark.labels[0] if benchmark.labels else ""
+    label = next(iter(benchmark.labels), "")
     everyone = dict(summaries) | {name: found.summary() for name, found in baselines.items()}
     headings = benchmark.columns.get(label, {})
     rows = []
