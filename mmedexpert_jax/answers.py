@@ -275,9 +275,11 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     answer = parse(response).answer
     if not answer:
         return None
-    said, fold = chosen(answer, options), folding(tuple(options))
-    if said or _labelled(answer, [fold(option) for option in options], fold)[0]:
-        return said
+    if letter := chosen(answer, options):
+        return letter
+    fold = folding(tuple(options))
+    if _labelled(answer, [fold(option) for option in options], fold)[0]:
+        return None  # a label beyond the options, or with another option's text: no statement mends it
     return by_statements(set_apart(answer, options), options, [yes_or_no(answer, options)])
 
 

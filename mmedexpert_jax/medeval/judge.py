@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mmedexpert_jax import border
-from mmedexpert_jax.answers import spoken
+from mmedexpert_jax.answers import lettered, spoken
 from mmedexpert_jax.data.case import GRADED, Case
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.judge_verdict import read
-from mmedexpert_jax.medeval.prompt_styles import option_lines
 from mmedexpert_jax.remote import Client, Request
 
 WHAT = ("open", "unparsed", "all")
@@ -81,7 +80,7 @@ def _complete(rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
 
 
 def _request(item: Case, row: AnswerRow) -> Request:
-    options = "\nOptions:\n" + "\n".join(option_lines(item)) if item.options else ""
+    options = "\nOptions:\n" + "\n".join(lettered(item.options)) if item.options else ""
     key, said = "\nor: ".join(item.golds), spoken(row.response).strip() or row.response
     text = (
         "You grade answers to medical questions. Say whether the response gives the same final answer as the key; "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmedexpert_jax import answers
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import prompts as training
 from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.errors import ConfigError
@@ -100,11 +100,6 @@ def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def option_lines(item: Case, form: str = "{}. {}") -> list[str]:
-    """Options with their letters."""
-    return answers.lettered(item.options, form)
-
-
 def _distributed(item: Case) -> str:
     """The question as its file has it (MedXpertQA's hold the choices), which is how the kits show it."""
     return item.columns.get("raw_question", item.question)
@@ -145,12 +140,12 @@ def _medevalkit(item: Case, reasoning: bool = False) -> tuple[Messages, str]:
     rule = kit_rule(item)
     chinese = " zh" if item.labels.get("language") == "zh" else ""
     if rule == "mmmu":
-        options = "".join(f"{line}\n" for line in option_lines(item, "({}) {}"))
+        options = "".join(f"{line}\n" for line in lettered(item.options, "({}) {}"))
         shown = "\n\n".join([item.question, options] if options else [item.question])
         text = f"\n{shown}\n\n        {_KIT_ASKS['choice' if options else 'close'][reasoning]}"
         item = replace(item, images=item.images[:1])
     elif rule == "choice":
-        options = "\n".join(item.columns.get("raw_options", option_lines(item)))
+        options = "\n".join(item.columns.get("raw_options", lettered(item.options)))
         question, choices = ("问题：", "选项：") if chinese else ("Question:", "Options:")
         text = f"\n{question} {_distributed(item)}\n{choices} \n{options}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     else:
@@ -165,7 +160,7 @@ def _medxpertqa(item: Case) -> tuple[Messages, str, str]:
     """MedXpertQA's zero-shot chain of thought (git f21247d): two turns, images after the text."""
     question = _distributed(item).strip()
     if "Answer Choices:" not in question:
-        question += "\nAnswer Choices: " + " ".join(option_lines(item, "({}) {}"))
+        question += "\nAnswer Choices: " + " ".join(lettered(item.options, "({}) {}"))
     images = [{"type": "image", "image": image} for image in item.images]
     text = {"type": "text", "text": f"Q: {question}\nA: Let's think step by step."}
     system = {"role": "system", "content": "You are a helpful medical assistant."}
@@ -176,7 +171,7 @@ def _medxpertqa(item: Case) -> tuple[Messages, str, str]:
 
 def _medvlm_r1(item: Case) -> tuple[Messages, str]:
     """MedVLM-R1's, as on its model card, indentation included."""
-    problem = "\n".join([item.question, *option_lines(item, "{}) {}")])
+    problem = "\n".join([item.question, *lettered(item.options, "{}) {}")])
     lines = (
         f"{problem} ",
         "Your task: ",
@@ -190,7 +185,7 @@ def _medvlm_r1(item: Case) -> tuple[Messages, str]:
 
 def _med_r1(item: Case) -> tuple[Messages, str]:
     """Med-R1's (`src/eval_vqa/test_qwen2vl_vqa.py`): options in the line of the question."""
-    problem = f"{item.question} {', '.join(option_lines(item, '{}){}'))}"
+    problem = f"{item.question} {', '.join(lettered(item.options, '{}){}'))}"
     asks = (
         "Think through the question step by step in <think>...</think> tags. Then provide the correct single-letter "
         "choice (A, B, C, D,...) inside <answer>...</answer> tags."
@@ -204,7 +199,7 @@ def _medvlthinker(item: Case) -> tuple[Messages, str]:
         "You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
         r"providing the answer.\nWrite your final answer within <answer> </answer> tags."
     )
-    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *option_lines(item)])
+    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *lettered(item.options)])
     return [_user(item, text)], "tags"
 
 
