@@ -323,7 +323,8 @@ def evaluate(
         max_prompt_length=max_prompt_length,
     )
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
-    prompts, names = (conversation(*jobs[i]) for i in own), (f"case {jobs[i][0].id}" for i in own)
+    prompts = (conversation(*jobs[number]) for number in own)
+    names = (f"case {jobs[number][0].id}" for number in own)
     rows: dict[int, list[AnswerRow]] = {}
     signum: int | None = None
     with costs.shared():
@@ -337,7 +338,7 @@ def evaluate(
     if signum := processes.largest(signum or 0):  # asked here, to which all come, and not where each has its own batch
         raise Interrupted("stopped during an evaluation; the same command makes it again", signum)
     gathered = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(own))])
-    count = len(gathered)
+    count = len(gathered)  # of processes, which took the jobs in turn (`processes.own`)
     return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in gathered[i % count][i // count]))
 
 
