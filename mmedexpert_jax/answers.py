@@ -295,7 +295,7 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     forms = {fold(text) for text in said | set(map(spelled, said))}
     named = [LETTERS[i] for i, text in enumerate(texts) if not forms.isdisjoint((text, fold(spelled(options[i]))))]
     label, text = _labelled(bare, texts, fold)
-    if label not in LETTERS[: len(options)] or not label:
+    if not label or label not in LETTERS[: len(options)]:
         return named[0] if len(named) == 1 else None
     return None if _names_another(label, text, options[LETTERS.index(label)], texts, fold) else label
 

@@ -91,7 +91,7 @@ def _measure(
     whole = result.benchmark.items
     items = whole
     if target.kind == "endpoint":
-        place = _found(run, f"{target.name}-{key}")
+        place = _findings_path(run, f"{target.name}-{key}")
         items = sendable(whole, f"{target.name} ({key})", config.privacy, place)
         result.kept_back[target.name] = len(whole) - len(items)
         if not items:
@@ -101,7 +101,7 @@ def _measure(
             )
     made = [one for name in config.controls for one in variants(items, name, config.rotations, config.seed)]
     groups = [items, *(control.items for control in made)]
-    found = _evaluate(config, run, backend, target, key, groups, folder / slug(target.name) / slug(key))
+    found = _ask(config, run, backend, target, key, groups, folder / slug(target.name) / slug(key))
     asked = [key, *(f"{key}, {control.name}" for control in made)]
     plain, *changed = (
         _judge(config, run, target, name, evaluation, group, folder)
@@ -236,7 +236,7 @@ def _requests(folder: Path, targets: Sequence[Target]) -> list[dict[str, str]]:
     return rows
 
 
-def _evaluate(
+def _ask(
     config: ConfigDict,
     run: Run,
     backend: Backend,
@@ -296,7 +296,7 @@ def _judge(
             sendable_requests,
             receiver=f"the judge ({key}, {target.name})",
             mode=config.privacy,
-            table=_found(run, f"judge-{target.name}-{key}"),
+            table=_findings_path(run, f"judge-{target.name}-{key}"),
         )
         items = {case.id: case for case in cases}
         say = partial(print, f"{target.name}, {key}:", flush=True)
@@ -312,6 +312,6 @@ def _judge(
         return graded
 
 
-def _found(run: Run, name: str) -> Path:
-    """The file in which a run keeps what may identify a person in what it sends."""
+def _findings_path(run: Run, name: str) -> Path:
+    """The file in which a run says what may identify a person in what it sends."""
     return run.path / "export" / "privacy" / f"{slug(name)}.csv"

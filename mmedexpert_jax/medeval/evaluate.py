@@ -172,7 +172,7 @@ class Evaluation:
         least = min(map(len, items), default=0)
         if least < 2 or self.graded:
             return {}
-        votes = [majority([(_vote(row), _counted(row)) for row in rows]) for rows in items]
+        votes = [majority([_vote(row) for row in rows]) for rows in items]
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
         counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
         passed = {}
@@ -182,16 +182,14 @@ class Evaluation:
         return {"majority": _figure(len(items), _mean(votes), _interval(votes)), "pass_at": passed}
 
 
-def _vote(row: AnswerRow) -> str | None:
+def _vote(row: AnswerRow) -> tuple[str | None, bool]:
+    """The text that an answer votes for, None for none, and whether it is right: by the verdict in force where a judge
+    was asked, as in the mean, else by the strict scorer's."""
+    right = row.right if "judge" in row.verdicts else row.verdicts.get("strict", row.right)
     if row.said is None:
-        return None
+        return None, right
     word = answers.yes_no(row.said) if answers.yes_no_key(row.answer) else None
-    return word or answers.vote(row.said)
-
-
-def _counted(row: AnswerRow) -> bool:
-    """The verdict by which a vote counts: the one in force where a judge was asked, as in the mean, else strict's."""
-    return row.right if "judge" in row.verdicts else row.verdicts.get("strict", row.right)
+    return word or answers.vote(row.said), right
 
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Comparison:
