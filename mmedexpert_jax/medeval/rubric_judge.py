@@ -64,20 +64,21 @@ def grade(
             (criterion, verdicts.get(f"{row.id}, row {number}, criterion {place}"))
             for place, criterion in enumerate(items[row.id].columns["criteria"])
         ]
-        share = _share_of_points(found)
-        if share is not None and all(verdict is not None for _, verdict in found):
-            rows.append(replace(row, grade=share, measures=_by_axis(found)))
+        judged = graded(row, found)
+        if judged.grade is not None and all(verdict is not None for _, verdict in found):
+            rows.append(judged)
     return Evaluation(tuple(rows))
 
 
-def _by_axis(found: _Judged) -> dict[str, float]:
-    """The grades over the criteria of each axis that can earn points."""
+def graded(row: AnswerRow, found: _Judged) -> AnswerRow:
+    """The row with its grade, None where no point can be earned, and as measures the grades over the criteria of each
+    axis that can earn points."""
     measures = {}
     for axis in dict.fromkeys(tag for one, _ in found for tag in one.tags if tag.startswith("axis:")):
         share = _share_of_points([pair for pair in found if axis in pair[0].tags])
         if share is not None:
             measures[axis.partition(":")[2].replace("_", " ")] = share
-    return measures
+    return replace(row, grade=_share_of_points(found), measures=measures)
 
 
 def met(reply: str) -> bool | None:
