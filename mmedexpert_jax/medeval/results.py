@@ -1,4 +1,4 @@
-"""What an evaluation measured of a benchmark, and the files that hold it."""
+"""The record of a measured benchmark, and the files that hold its rows."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
