@@ -8,8 +8,11 @@ from mmedexpert_jax.comparison import folded, folding, normalised, same_text, si
 from mmedexpert_jax.statements import NO_LABEL, WORDS, YES_AND_NO, opening, readable, stated, stated_texts
 
 LETTERS = "ABCDEFGHIJ"
-
 _FLAGS = re.DOTALL | re.IGNORECASE
+
+
+# A response taken apart: its reasoning, and what is said outside it.
+
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 # A tag with blanks in it, or escaped as HTML or Markdown escapes it.
 _LOOSE_TAG = re.compile(
@@ -84,117 +87,6 @@ _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", _FLAGS)
 _JOINT = re.compile(r"\s*(or|and|/)\s*", re.IGNORECASE)
 _FORM = ["<think>", "</think>", "<answer>", "</answer>"]
 
-_LABEL = re.compile(
-    rf"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j]){NO_LABEL}(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
-    re.DOTALL,
-)
-# "B Pneumonia", "B, Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
-_SPACED = re.compile(
-    r"(?P<a>[A-J])(?:\s*(?:[,;=|/→]|[=-]>)\s*|\s+)(?P<x>.+)"
-    r"|(?P<y>.*\S)\s*+(?:\((?P<b>[A-J])\)|[,–—-]\s*(?:[Oo]ption\s+)?(?P<c>[A-J]))",
-    re.DOTALL,
-)
-_NAMED = re.compile(
-    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|letter|答案|选项|選項)"
-    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选|應選|故選|選",
-    re.IGNORECASE,
-)
-# Before an open answer, which may begin with "It is" or a choice's words itself.
-_NAME = re.compile(
-    r"[\"'“]?(?:(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*answer\b[\"'”*_]*\s*"
-    r"(?:is\b\s*[:：]?|[:：])|(?:最终|正确)?答案[\"'”*_]*(?:是|为|[:：]))\s*[*_]*",
-    re.IGNORECASE,
-)
-# What may stand around an answer without changing it: LaTeX, Markdown, code, brackets, quotes.
-_WRAPPED = re.compile(
-    r"\\(?:f?boxe?d?|text\w{0,6}|math\w{1,6}|rm|bf|operatorname|underline|emph)\s*\{(?P<latex>.*)\}"
-    r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
-    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`{1,6}(?!`))(?:(?<=```)[a-z]{0,12}\s*\n(?!\s*(?P=tick)))?(?P<code>.*)(?P=tick)"
-    r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'|[«„「『【](?P<foreign>.*)[»“”」』】]"
-    r"|<(?P<html>b|i|u|p|strong|em|code|span)>(?P<inner>.*)</(?P=html)>",
-    _FLAGS,
-)
-_INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
-_LISTED = re.compile(r"^(?:[-•*:=]|#{1,6})\s+(?=\D)")  # a mark of a list, a heading or a field before an answer
-# "C, not B" and "C (rather than B)", which name C
-_NOT_THE_OTHER = re.compile(
-    r"(?<=\S)(?:\s{0,8}[,;(—–-])?\s{0,8}\b(?:(?:and\s)?not|rather\sthan|instead\sof)\s(?:option\s)?\(?[A-J]\)?\)?[.!]?\s{0,8}\Z"
-)
-_DENIED_END = re.compile(
-    r"(?:[(:–—-]\s*(?:is\s+)?(?:not\s+correct|incorrect|wrong|false|no|excluded|ruled\s+out|unlikely)|[✗✘❌✖☒])[\s).!]*\Z",
-    re.IGNORECASE,
-)
-_DENIED = re.compile(
-    r"(?:is\s+)?(?:not|never|cannot|can['’]t|wrong|incorrect|false|unlikely|doubtful|excluded|eliminated|ruled\s+out)\b",
-    re.IGNORECASE,
-)
-
-# Another answer behind the first, which ends its clause: "No, wait: yes", but not "Yes, sorry, no more details".
-_CHANGED = re.compile(
-    r"\b(?:wait|actually|sorry|correction|i\s+mean)\W{1,4}(?:\w+\W{1,4}){0,4}?(?:yes|no)\b(?=\s*(?:[.,;:!?]|\Z))",
-    re.IGNORECASE,
-)
-# A "no" elsewhere than at the start: of what is not there beside what is, "Pneumonia with no effusion".
-_ASIDE = re.compile(
-    r"\A(?!\W{0,8}(?:there\s+(?:is|are|was|were)\s+)?no\b).*\bno\s+(?!(?:because|since|as|it)\b)\w",
-    re.DOTALL | re.IGNORECASE,
-)
-_NOT = re.compile(
-    r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+|necessarily\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE
-)
-# A reply that ends in its answer: "but the answer to the question is yes", "Is there none? Yes", "answer": true.
-_ENDS_IN = re.compile(
-    r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
-)
-# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
-_NO_ANSWER = re.compile(
-    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
-    r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
-    r"|uploaded|here|with|for|from|so|and|but)\b)"
-    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
-    r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
-    r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
-    r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
-    r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
-    re.IGNORECASE,
-)
-# A reply of one that has no image to look at, whatever yes or no it is polite with.
-_IMAGES = r"(?:images?|pictures?|photos?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
-_SEES_NOTHING = re.compile(
-    rf"\bplease\s+(?:upload|provide|attach|share|send)\s+(?:it\b|(?:(?:the|an?|your|another)\s+)?(?:\w+\s+)?{_IMAGES})"
-    rf"|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
-    r"(?:attached|provided|uploaded|included|given|shared)\b"
-    rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
-    re.IGNORECASE,
-)
-# Of these a reply that opens with its answer: "Yes, I can help", "No, I can't view images", but not "an image of it".
-_SEES_SO = re.compile(
-    r"\b(?:I|we)(?:\s+(?:can|could|will|would)|['’](?:ll|d))\s+(?:\w+\s+)?(?:help|assist|analy[sz]e|look|review)\b"
-    rf"|\bcan(?:not|['’]t)\s+\w+\s+(?:(?:the|any|your)\s+)?{_IMAGES}\W*\Z",
-    re.IGNORECASE,
-)
-# The same words without a stop behind them where they can mean nothing else: "Ja das ist so", but not "No hay".
-_SURE = re.compile(
-    r"\W{0,8}(?:(?P<yes>(?:ja|oui|sí|sim|да|evet|نعم)(?=\s)|是的|はい|네(?=\s)|예(?=\s))"
-    r"|(?P<no>(?:nein|нет|hayır)(?=\s)|いいえ|아니[요오]))",
-    re.IGNORECASE,
-)
-
-# "A fracture", but not the label of "A is", "A and"
-_ARTICLE_A = re.compile(
-    r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
-)
-_OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
-_NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
-_OPENING_ARTICLE = re.compile(r"(?:^[-*•\s]{0,4}|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A gout is unlikely."
-# Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.
-_NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGNORECASE)
-_REASON = r"\s+(?:because|since|as|due|given)\b"
-_SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
-_CLAUSE_END = re.compile(rf"[.,;:!?](?=\s|$)|[()*]|{_REASON}", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -267,6 +159,27 @@ def _without_elements(text: str) -> str:
     return "".join((*kept, text[end:]))
 
 
+# Marks and words around an answer.
+
+# What may stand around an answer without changing it: LaTeX, Markdown, code, brackets, quotes.
+_WRAPPED = re.compile(
+    r"\\(?:f?boxe?d?|text\w{0,6}|math\w{1,6}|rm|bf|operatorname|underline|emph)\s*\{(?P<latex>.*)\}"
+    r"|\$\$?(?P<math>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
+    r"|(?P<star>\*{1,3}|_{1,2})(?P<bold>.*)(?P=star)|(?P<tick>`{1,6}(?!`))(?:(?<=```)[a-z]{0,12}\s*\n(?!\s*(?P=tick)))?(?P<code>.*)(?P=tick)"
+    r"|\[(?P<bracket>.*)\]|\{(?P<brace>.*)\}|\"(?P<quote>.*)\"|“(?P<curly>.*)”|'(?P<single>.*)'|[«„「『【](?P<foreign>.*)[»“”」』】]"
+    r"|<(?P<html>b|i|u|p|strong|em|code|span)>(?P<inner>.*)</(?P=html)>",
+    _FLAGS,
+)
+_INSIDE = tuple(name for name in _WRAPPED.groupindex if name not in ("star", "tick", "html"))
+_LISTED = re.compile(r"^(?:[-•*:=]|#{1,6})\s+(?=\D)")  # a mark of a list, a heading or a field before an answer
+# Before an open answer, which may begin with "It is" or a choice's words itself.
+_NAME = re.compile(
+    r"[\"'“]?(?:(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*answer\b[\"'”*_]*\s*"
+    r"(?:is\b\s*[:：]?|[:：])|(?:最终|正确)?答案[\"'”*_]*(?:是|为|[:：]))\s*[*_]*",
+    re.IGNORECASE,
+)
+
+
 def unwrap(text: str) -> str:
     r"""`text` without the LaTeX, Markdown, code marks, brackets and quotes that stand around all of it.
 
@@ -280,6 +193,11 @@ def unwrap(text: str) -> str:
             return text.rstrip(",;") or text
         text = next(wrapped[name] for name in _INSIDE if wrapped[name] is not None).strip()
     return text
+
+
+def without_name(bare: str) -> str:
+    """An unwrapped answer without its name before it: "The answer is gout", '"answer": "gout"'."""
+    return unwrap(_NAME.sub("", bare, count=1))
 
 
 def boxed(text: str) -> str | None:
@@ -297,65 +215,45 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def is_right(response: str, options: Sequence[str], *golds: str) -> bool:
-    """True where a response gives the answer: the letter that `choice` reads, or of an open question one of the
-    reference texts as evaluation compares it (`gives`)."""
-    if options:
-        return choice(response, options) == golds[0]
-    given = parse(response).answer
-    return given is not None and gives(given, golds)
+# The letter of an option.
 
-
-def gives(said: str, golds: Sequence[str]) -> bool:
-    """True where an open answer is the `same_text` as one of `golds`, but for the marks around it and words such as
-    "The answer is", or opens with the yes or no that one of them is, in any language; where all of them are such words,
-    `yes_no` reads it, but for a "no" beside what is found, "Pneumonia with no effusion"."""
-    bare = unwrap(said)
-    if any(same_text(form, gold) for form in (bare, without_name(bare)) for gold in golds):
-        return True
-    keys = [yes_no_key(gold) for gold in golds]
-    if all(keys):
-        return yes_no(said, aside=False) in keys
-    word = opening(without_name(bare))
-    return word is not None and word[1] in keys
-
-
-def yes_no(text: str, aside: bool = True) -> str | None:
-    """ "yes" or "no", or None, of an answer.
-
-    The word of either that it ends in behind "the answer is" or a question; the one, in any of the languages of
-    `statements.WORDS`, that opens it and ends its clause, or can mean nothing else, unless both stand side by side;
-    else "yes" or "no" if exactly one of these two stands in it, undenied, and not before what is not there
-    if `aside` is false. Nothing is read of one who sees no image.
-    """
-    if _SEES_NOTHING.search(text) and (_SEES_SO.search(text) or not opening(without_name(unwrap(text)))):
-        return None
-    text = unwrap(_NO_ANSWER.sub("", text))
-    bare = without_name(text)
-    words = re.findall(r"[^\W\d_]+", text.casefold())
-    said = {WORDS[word] for word in words if word in ("yes", "no")}
-    if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
-        return None
-    first, last = opening(text) or opening(bare), _ENDS_IN.search(text)
-    if last and not (first and last[0].startswith("?")):  # "Yes. Is this urgent? No." has answered before
-        return WORDS[last[1].lower()]
-    if first:
-        return first[1]
-    if (sure := _SURE.match(bare)) and len({WORDS[word] for word in words if word in WORDS}) < 2:
-        return sure.lastgroup
-    if _NOT.search(text) or (not aside and _ASIDE.search(bare)):
-        return None
-    return said.pop() if len(said) == 1 else None
-
-
-def without_name(bare: str) -> str:
-    """An unwrapped answer without its name before it: "The answer is gout", '"answer": "gout"'."""
-    return unwrap(_NAME.sub("", bare, count=1))
-
-
-def yes_no_key(gold: str) -> str | None:
-    """ "yes" or "no" where a key is that word in any language, case and stops aside; None of any other."""
-    return WORDS.get(folded(gold.strip().rstrip("!！。.")))
+_LABEL = re.compile(
+    rf"[(\[](?P<a>[A-Ja-j])[)\]][.:]?(?P<x>.*)|(?P<b>[A-Ja-j]){NO_LABEL}(?:(?:[.):]|\s+[-–—]\s)(?P<y>.*)|\s*\((?P<z>.+)\))?",
+    re.DOTALL,
+)
+# "B Pneumonia", "B, Pneumonia", "Pneumonia (B)": only believed if the text is the option's own
+_SPACED = re.compile(
+    r"(?P<a>[A-J])(?:\s*(?:[,;=|/→]|[=-]>)\s*|\s+)(?P<x>.+)"
+    r"|(?P<y>.*\S)\s*+(?:\((?P<b>[A-J])\)|[,–—-]\s*(?:[Oo]ption\s+)?(?P<c>[A-J]))",
+    re.DOTALL,
+)
+_NAMED = re.compile(
+    r"(?:the\s+|my\s+)?(?:(?:final|correct|right|best|most likely)\s+)*(?:answer|option|choice|letter|答案|选项|選項)"
+    r"(?:\s+(?:is|would be|should be))?\s*[:：]?\s*(?:(?:option|choice)\s+)?|it\s+is\s+|应选|故选|选|應選|故選|選",
+    re.IGNORECASE,
+)
+# "C, not B" and "C (rather than B)", which name C
+_NOT_THE_OTHER = re.compile(
+    r"(?<=\S)(?:\s{0,8}[,;(—–-])?\s{0,8}\b(?:(?:and\s)?not|rather\sthan|instead\sof)\s(?:option\s)?\(?[A-J]\)?\)?[.!]?\s{0,8}\Z"
+)
+_DENIED_END = re.compile(
+    r"(?:[(:–—-]\s*(?:is\s+)?(?:not\s+correct|incorrect|wrong|false|no|excluded|ruled\s+out|unlikely)|[✗✘❌✖☒])[\s).!]*\Z",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:is\s+)?(?:not|never|cannot|can['’]t|wrong|incorrect|false|unlikely|doubtful|excluded|eliminated|ruled\s+out)\b",
+    re.IGNORECASE,
+)
+# "A fracture", but not the label of "A is", "A and"
+_ARTICLE_A = re.compile(
+    r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
+)
+_OPENING_ARTICLE = re.compile(r"(?:^[-*•\s]{0,4}|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A gout is unlikely."
+# Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.
+_NAMELY = re.compile(r"\A(?:i\.\s?e\.|namely|meaning|that\s+is)[,:]?\s*", re.IGNORECASE)
+_REASON = r"\s+(?:because|since|as|due|given)\b"
+_SENTENCE_END = re.compile(rf"[.;!?](?=\s|$)|{_REASON}", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"[.,;:!?](?=\s|$)|[()*]|{_REASON}", re.IGNORECASE)
 
 
 def choice(response: str, options: Sequence[str]) -> str | None:
@@ -377,32 +275,19 @@ def choice(response: str, options: Sequence[str]) -> str | None:
     answer = parse(response).answer
     if not answer:
         return None
-    said, fold = chosen(answer, options), folding(tuple(options))
-    if said or _labelled(answer, [fold(option) for option in options], fold)[0]:
-        return said
-    told = set_apart(answer, options)
-    if stated(told, LETTERS[: len(options)], remarks=False):
-        return one_stated(answer, options)
-    read = {chosen(text, options) for text in stated_texts(told)} | {yes_or_no(answer, options)}
-    return read.pop() if len(read := read - {None}) == 1 else None
-
-
-def yes_or_no(text: str, options: Sequence[str]) -> str | None:
-    """Letter of the option that is the "yes" or "no" with which a text opens ("Yes, it is"), or else the only one that
-    says the same in another language; None where there is none."""
-    if (said := opening(readable(text))) is None:
-        return None
-    beside = re.match(r"\W*\w+\s*\(([A-J])\)", text)  # "Yes (B)"
-    texts = [folded(option) for option in options]
-    same = [place for place, option in enumerate(texts) if option == folded(said[0])]
-    same = same or [place for place, option in enumerate(texts) if WORDS.get(option) == said[1]]
-    letter = LETTERS[same[0]] if len(same) == 1 else None
-    return None if beside and beside[1] != letter else letter
+    if letter := chosen(answer, options):
+        return letter
+    fold = folding(tuple(options))
+    if _labelled(answer, [fold(option) for option in options], fold)[0]:
+        return None  # a label beyond the options, or with another option's text: no statement mends it
+    return by_statements(set_apart(answer, options), options, [yes_or_no(answer, options)])
 
 
 def chosen(answer: str, options: Sequence[str]) -> str | None:
     """Letter of the option that a text, an answer without its tags, names as a label or by its text; None where it
     does not. As `choice`, but statements are not read."""
+    if not answer.strip():
+        return None
     fold = folding(tuple(options))
     texts = [fold(option) for option in options]
     bare = _NOT_THE_OTHER.sub("", answer)
@@ -410,16 +295,32 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     forms = {fold(text) for text in said | set(map(spelled, said))}
     named = [LETTERS[i] for i, text in enumerate(texts) if not forms.isdisjoint((text, fold(spelled(options[i]))))]
     label, text = _labelled(bare, texts, fold)
-    if label not in LETTERS[: len(options)] or not label:
+    if not label or label not in LETTERS[: len(options)]:
         return named[0] if len(named) == 1 else None
     return None if _names_another(label, text, options[LETTERS.index(label)], texts, fold) else label
 
 
-def one_stated(text: str, options: Sequence[str], remarks: bool = False) -> str | None:
-    """The one letter that a text's statements name (`statements.stated`); None where there are several or none, or
-    where another option's text stands beside it."""
-    named = stated(set_apart(text, options), LETTERS[: len(options)], remarks) or set()
-    return next(iter(named)) if len(named) == 1 and not _beside_another(text, min(named), options) else None
+def by_statements(told: str, options: Sequence[str], others: Sequence[str | None], remarks: bool = False) -> str | None:
+    """The one letter that a text's statements name (`statements.stated`), unless another option's text stands beside
+    it. Where no letter is stated, the one on which all agree that is said elsewhere: in the texts that are stated
+    ("the diagnosis is asthma") and in `others`, letters that parts of the text choose. None where several are named.
+
+    Args:
+        told: `set_apart`.
+        options: texts without letters.
+        others: None among them is passed over.
+        remarks: reads a remark ("option B fits") where nothing else is said.
+    """
+    letters = LETTERS[: len(options)]
+    named = stated(told, letters, remarks=False)
+    if not named:
+        read = {*others, *(chosen(text, options) for text in stated_texts(told))} - {None}
+        if read or not remarks:
+            return read.pop() if len(read) == 1 else None
+        named = stated(told, letters) or set()
+    if len(named) != 1 or _beside_another(told, min(named), options):
+        return None
+    return min(named)
 
 
 def set_apart(text: str, options: Sequence[str]) -> str:
@@ -442,53 +343,17 @@ def without_list(text: str, options: Sequence[str]) -> str:
     return re.sub(rf"(?<!\w){listed}(?!\w)", "\n#\n", text, flags=re.IGNORECASE)
 
 
-def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
-    """Options with their letters before them."""
-    return [form.format(letter, text) for letter, text in zip(LETTERS, options, strict=False)]
-
-
-def vote(text: str) -> str:
-    """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal,
-    but a list's comma, "1, 2", is no decimal mark."""
-    bare = without_name(unwrap(text))
-    return " ".join((normalised(bare) or bare, *signs(bare)))
-
-
-def open_f1(said: str, golds: Sequence[str]) -> float:
-    """F1 of an open answer, without the marks around it, and the nearest of `golds`; 1 where it `gives` one."""
-    bare = unwrap(said)
-    if bare and gives(said, golds):
-        return 1.0
-    return max(token_f1(gold, bare) if normalised(gold) else 0.0 for gold in golds)
-
-
-def counts_another(key: object, options: Sequence[str]) -> bool:
-    """True where a whole number that is an option's text is also the number, from 0 or from 1, of another option."""
-    if not isinstance(key, int) or isinstance(key, bool) or str(key) not in options:
-        return False
-    own = list(options).index(str(key))
-    return any(0 <= place < len(options) and place != own for place in (key, key - 1))
-
-
-def unlabelled(options: Sequence[str]) -> list[str]:
-    """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
-    own = list(LETTERS[: len(options)]) == _own_labels(options)
-    return [_OWN_LABEL.sub("", option, count=1) for option in options] if own else list(options)
-
-
-def out_of_order(options: Sequence[str]) -> str:
-    """The letters that the options carry themselves, where these are the first letters in another order, so that a key
-    may mean an option by its place or by its letter; "" of any others."""
-    labels = _own_labels(options)
-    wanted = list(LETTERS[: len(options)])
-    return ", ".join(labels) if labels != wanted and sorted(labels) == wanted else ""
-
-
-def _own_labels(options: Sequence[str]) -> list[str]:
-    if not any(_NO_NAME.match(option) for option in options):  # all are names: "A. baumannii", "B. cereus"
-        return []
-    found = [_OWN_LABEL.match(option) for option in options]
-    return [(label[1] or label[2]).upper() for label in found if label]
+def yes_or_no(text: str, options: Sequence[str]) -> str | None:
+    """Letter of the option that is the "yes" or "no" with which a text opens ("Yes, it is"), or else the only one that
+    says the same in another language; None where there is none."""
+    if (said := opening(readable(text))) is None:
+        return None
+    beside = re.match(r"\W*\w+\s*\(([A-J])\)", text)  # "Yes (B)"
+    texts = [folded(option) for option in options]
+    same = [place for place, option in enumerate(texts) if option == folded(said[0])]
+    same = same or [place for place, option in enumerate(texts) if WORDS.get(option) == said[1]]
+    letter = LETTERS[same[0]] if len(same) == 1 else None
+    return None if beside and beside[1] != letter else letter
 
 
 def _labelled(answer: str, texts: Sequence[str], fold: Callable[[str], str]) -> tuple[str, str]:
@@ -513,6 +378,33 @@ def _labelled(answer: str, texts: Sequence[str], fold: Callable[[str], str]) -> 
 def _unnamed(bare: str) -> str:
     """An unwrapped answer without the words before its label or text: "The answer is B", "Option B"."""
     return unwrap(_NAMED.sub("", bare, count=1)) if _NAMED.match(bare) else bare
+
+
+def _bold_label(bare: str) -> tuple[str, str]:
+    """A label in marks of its own with the text behind it, such as "**B.** Pneumonia"; ("", "") where there is none."""
+    marked = re.fullmatch(r"(\*{1,3}|_{1,2}|`+)(\(?[A-Ja-j]\)?[.:)]?)\1[.:)]?\s*(.*)", bare, re.DOTALL)
+    if marked is None:
+        return "", ""
+    return marked[2].strip("().:").upper(), marked[3].strip()
+
+
+def _names_another(letter: str, text: str, option: str, texts: Sequence[str], fold: Callable[[str], str]) -> bool:
+    """True where the text after a label names another of the `texts` than its `option`, or denies that."""
+    own, plain = texts[LETTERS.index(letter)], fold(text)
+    if not plain:
+        return False
+    if plain == own or plain in texts:
+        return plain != own
+    if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")) or _DENIED_END.search(plain):
+        return True
+    text = _ARTICLE_A.sub("", text)
+    beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
+    own_letters = {letter, *re.findall(r"\b[A-J]\b", option)}  # as in "hepatitis B virus"
+    if not own_letters.issuperset(re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
+        return True
+    others = [other for other in texts if other != own and len(other) > 1]
+    rest = plain.replace(own, " ") if own else plain
+    return any(re.search(rf"(?<!\w){re.escape(o)}(?!\w)", plain if own in o else rest) for o in others)
 
 
 def _beside_another(text: str, letter: str, options: Sequence[str]) -> bool:
@@ -552,28 +444,168 @@ def _begins_another(text: str, letter: str, texts: Sequence[str]) -> bool:
     return any(name.match(other) for other in texts)
 
 
-def _bold_label(bare: str) -> tuple[str, str]:
-    """A label in marks of its own with the text behind it, such as "**B.** Pneumonia"; ("", "") where there is none."""
-    marked = re.fullmatch(r"(\*{1,3}|_{1,2}|`+)(\(?[A-Ja-j]\)?[.:)]?)\1[.:)]?\s*(.*)", bare, re.DOTALL)
-    if marked is None:
-        return "", ""
-    return marked[2].strip("().:").upper(), marked[3].strip()
+# Open answers, and yes or no.
+
+# Another answer behind the first, which ends its clause: "No, wait: yes", but not "Yes, sorry, no more details".
+_CHANGED = re.compile(
+    r"\b(?:wait|actually|sorry|correction|i\s+mean)\W{1,4}(?:\w+\W{1,4}){0,4}?(?:yes|no)\b(?=\s*(?:[.,;:!?]|\Z))",
+    re.IGNORECASE,
+)
+# A "no" elsewhere than at the start: of what is not there beside what is, "Pneumonia with no effusion".
+_ASIDE = re.compile(
+    r"\A(?!\W{0,8}(?:there\s+(?:is|are|was|were)\s+)?no\b).*\bno\s+(?!(?:because|since|as|it)\b)\w",
+    re.DOTALL | re.IGNORECASE,
+)
+_NOT = re.compile(
+    r"\b(?:not|never|cannot\s+be|n['’]t(?:\s+be)?)\s+(?:a\s+|necessarily\s+)?[\"“]?(?:yes|no)\b", re.IGNORECASE
+)
+# A reply that ends in its answer: "but the answer to the question is yes", "Is there none? Yes", "answer": true.
+_ENDS_IN = re.compile(
+    r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
+)
+# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
+_NO_ANSWER = re.compile(
+    r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
+    r"|uploaded|here|with|for|from|so|and|but)\b)"
+    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
+    r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
+    r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
+    r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
+    r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
+    re.IGNORECASE,
+)
+# A reply of one that has no image to look at, whatever yes or no it is polite with.
+_IMAGES = r"(?:images?|pictures?|photos?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+_SEES_NOTHING = re.compile(
+    rf"\bplease\s+(?:upload|provide|attach|share|send)\s+(?:it\b|(?:(?:the|an?|your|another)\s+)?(?:\w+\s+)?{_IMAGES})"
+    rf"|\bno\s+(?:\w+\s+)?{_IMAGES}\s+(?:(?:is|was|were|has\s+been)\s+)?"
+    r"(?:attached|provided|uploaded|included|given|shared)\b"
+    rf"|\b(?:can(?:not|['’]t)|unable\s+to)\s+(?:\w+\s+)?(?:view|see|analy[sz]e|access|process|interpret)\s+(?:\w+\s+){{0,2}}{_IMAGES}",
+    re.IGNORECASE,
+)
+# Of these a reply that opens with its answer: "Yes, I can help", "No, I can't view images", but not "an image of it".
+_SEES_SO = re.compile(
+    r"\b(?:I|we)(?:\s+(?:can|could|will|would)|['’](?:ll|d))\s+(?:\w+\s+)?(?:help|assist|analy[sz]e|look|review)\b"
+    rf"|\bcan(?:not|['’]t)\s+\w+\s+(?:(?:the|any|your)\s+)?{_IMAGES}\W*\Z",
+    re.IGNORECASE,
+)
+# The same words without a stop behind them where they can mean nothing else: "Ja das ist so", but not "No hay".
+_SURE = re.compile(
+    r"\W{0,8}(?:(?P<yes>(?:ja|oui|sí|sim|да|evet|نعم)(?=\s)|是的|はい|네(?=\s)|예(?=\s))"
+    r"|(?P<no>(?:nein|нет|hayır)(?=\s)|いいえ|아니[요오]))",
+    re.IGNORECASE,
+)
 
 
-def _names_another(letter: str, text: str, option: str, texts: Sequence[str], fold: Callable[[str], str]) -> bool:
-    """True where the text after a label names another of the `texts` than its `option`, or denies that."""
-    own, plain = texts[LETTERS.index(letter)], fold(text)
-    if not plain:
+def is_right(response: str, options: Sequence[str], *golds: str) -> bool:
+    """True where a response gives the answer: the letter that `choice` reads, or of an open question one of the
+    reference texts as evaluation compares it (`gives`)."""
+    if options:
+        return choice(response, options) == golds[0]
+    given = parse(response).answer
+    return given is not None and gives(given, golds)
+
+
+def gives(said: str, golds: Sequence[str]) -> bool:
+    """True where an open answer is the `same_text` as one of `golds`, but for the marks around it and words such as
+    "The answer is", or opens with the yes or no that one of them is, in any language; where all of them are such words,
+    `yes_no` reads it, but for a "no" beside what is found, "Pneumonia with no effusion"."""
+    bare = unwrap(said)
+    if any(same_text(form, gold) for form in (bare, without_name(bare)) for gold in golds):
+        return True
+    keys = [yes_no_key(gold) for gold in golds]
+    if all(keys):
+        return yes_no(said, aside=False) in keys
+    word = opening(without_name(bare))
+    return word is not None and word[1] in keys
+
+
+def open_f1(said: str, golds: Sequence[str]) -> float:
+    """F1 of an open answer, without the marks around it, and the nearest of `golds`; 1 where it `gives` one."""
+    bare = unwrap(said)
+    if bare and gives(said, golds):
+        return 1.0
+    return max(token_f1(gold, bare) if normalised(gold) else 0.0 for gold in golds)
+
+
+def vote(text: str) -> str:
+    """The text under which an answer counts in a vote: one for all answers that `same_text` holds equal,
+    but a list's comma, "1, 2", is no decimal mark."""
+    bare = without_name(unwrap(text))
+    return " ".join((normalised(bare) or bare, *signs(bare)))
+
+
+def yes_no(text: str, aside: bool = True) -> str | None:
+    """ "yes" or "no", or None, of an answer.
+
+    The word of either that it ends in behind "the answer is" or a question; the one, in any of the languages of
+    `statements.WORDS`, that opens it and ends its clause, or can mean nothing else, unless both stand side by side;
+    else "yes" or "no" if exactly one of these two stands in it, undenied, and not before what is not there
+    if `aside` is false. Nothing is read of one who sees no image.
+    """
+    if _SEES_NOTHING.search(text) and (_SEES_SO.search(text) or not opening(without_name(unwrap(text)))):
+        return None
+    text = unwrap(_NO_ANSWER.sub("", text))
+    bare = without_name(text)
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    said = {WORDS[word] for word in words if word in ("yes", "no")}
+    if YES_AND_NO.search(text) or (len(said) > 1 and _CHANGED.search(text)):
+        return None
+    first, last = opening(text) or opening(bare), _ENDS_IN.search(text)
+    if last and not (first and last[0].startswith("?")):  # "Yes. Is this urgent? No." has answered before
+        return WORDS[last[1].lower()]
+    if first:
+        return first[1]
+    if (sure := _SURE.match(bare)) and len({WORDS[word] for word in words if word in WORDS}) < 2:
+        return sure.lastgroup
+    if _NOT.search(text) or (not aside and _ASIDE.search(bare)):
+        return None
+    return said.pop() if len(said) == 1 else None
+
+
+def yes_no_key(gold: str) -> str | None:
+    """ "yes" or "no" where a key is that word in any language, case and stops aside; None of any other."""
+    return WORDS.get(folded(gold.strip().rstrip("!！。.")))
+
+
+# Options as they are shown and as files have them.
+
+_OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
+_NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
+
+
+def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
+    """Options with their letters before them."""
+    return [form.format(letter, text) for letter, text in zip(LETTERS, options, strict=False)]
+
+
+def unlabelled(options: Sequence[str]) -> list[str]:
+    """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
+    own = list(LETTERS[: len(options)]) == _own_labels(options)
+    return [_OWN_LABEL.sub("", option, count=1) for option in options] if own else list(options)
+
+
+def out_of_order(options: Sequence[str]) -> str:
+    """The letters that the options carry themselves, where these are the first letters in another order, so that a key
+    may mean an option by its place or by its letter; "" of any others."""
+    labels = _own_labels(options)
+    wanted = list(LETTERS[: len(options)])
+    return ", ".join(labels) if labels != wanted and sorted(labels) == wanted else ""
+
+
+def _own_labels(options: Sequence[str]) -> list[str]:
+    if not any(_NO_NAME.match(option) for option in options):  # all are names: "A. baumannii", "B. cereus"
+        return []
+    found = [_OWN_LABEL.match(option) for option in options]
+    return [(label[1] or label[2]).upper() for label in found if label]
+
+
+def counts_another(key: object, options: Sequence[str]) -> bool:
+    """True where a whole number that is an option's text is also the number, from 0 or from 1, of another option."""
+    if not isinstance(key, int) or isinstance(key, bool) or str(key) not in options:
         return False
-    if plain == own or plain in texts:
-        return plain != own
-    if _DENIED.match(plain.removeprefix(own).lstrip(" :-–—")) or _DENIED_END.search(plain):
-        return True
-    text = _ARTICLE_A.sub("", text)
-    beside = re.sub(re.escape(own), " ", text, flags=re.IGNORECASE) if own else text
-    own_letters = {letter, *re.findall(r"\b[A-J]\b", option)}  # as in "hepatitis B virus"
-    if not own_letters.issuperset(re.findall(rf"\b[{LETTERS[: len(texts)]}]\b", beside)):
-        return True
-    others = [other for other in texts if other != own and len(other) > 1]
-    rest = plain.replace(own, " ") if own else plain
-    return any(re.search(rf"(?<!\w){re.escape(o)}(?!\w)", plain if own in o else rest) for o in others)
+    own = list(options).index(str(key))
+    return any(0 <= place < len(options) and place != own for place in (key, key - 1))

@@ -8,36 +8,151 @@ from functools import lru_cache
 
 from mmedexpert_jax.statements import readable
 
+_COMMA = re.compile(r"(?<=\d),\s?(?=\d{1,2}(?!\d))")  # a decimal mark, or that of a list
+
+
+def same_text(said: str, gold: str) -> bool:
+    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case
+    and white space: a gold may be punctuation and articles alone ("+"). Words with other accents are others."""
+    if _other_accents(said, gold):
+        return False
+    said, gold = _as_lists(said, gold)
+    alike = bool(normalised(gold)) and signs(said) == signs(gold) and _meets(said, gold, normalised)
+    return alike or _meets(said, gold, folded)
+
+
+def token_f1(gold: str, said: str) -> float:
+    """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
+    if same_text(said, gold):
+        return 1.0
+    wanted, found = [[*normalised(text).split(), *signs(text)] for text in _as_lists(gold, said)]
+    common = sum((Counter(wanted) & Counter(found)).values())
+    return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
+
+
+def _other_accents(said: str, gold: str) -> bool:
+    """True where a word has accents in both texts and others in each ("pécheur", "pêcheur")."""
+    texts = (unicodedata.normalize("NFC", readable(text)).casefold() for text in (said, gold))
+    one, other = ({"".join(map(_unaccented, word)): word for word in _LONG.findall(text)} for text in texts)
+    return any(other.get(plain, word) != word for plain, word in one.items())
+
+
+def _as_lists(said: str, gold: str) -> tuple[str, str]:
+    """Two texts with commas of lists between numbers, "9, 10", where both have such commas; as they are where a comma
+    may be the other's decimal point."""
+    said, gold = readable(said), readable(gold)
+    if _COMMA.search(said) and _COMMA.search(gold):
+        return _COMMA.sub(", ", said), _COMMA.sub(", ", gold)
+    return said, gold
+
+
+def _meets(said: str, gold: str, form: Callable[[str], str]) -> bool:
+    """True where two texts are alike in a form, umlauts in one letter or in two."""
+    return form(said) == form(gold) or form(spelled(said)) == form(spelled(gold))
+
+
+# Forms under which texts are compared.
+
 # a capital A within a text, or an a at its end, is a name: hepatitis A, vitamin a
 _ARTICLES = re.compile(r"\b(?:[Aa]n|[Tt]he|AN|THE)\b|(?:^\s*A|\ba)\b(?=\s+\w)")
 # but a mark between two digits, which tells numbers, ranges and ratios apart
 _PUNCTUATION = re.compile(r"(?!(?<=\d)[-./:](?=\d))[^\w\s]")
 _MARKS = ("Mn", "Mc")  # signs of vowels and tones, which Indic and Thai words are told apart by
+_HAN = re.compile(r"[\u4e00-\u9fff]")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 # The blank of "50 mg", which is "50mg" too.
 _UNITS = r"(?=(?:[mkµμn]?g|[mdµμ]?l|[mcµμ]?m|%|mmol|meq|iu|u|mmhg|kg|h|hz|°c)\b|%)"
 _UNIT = re.compile(rf"(?<=\d) {_UNITS}")
 _BESIDE_SIGN = re.compile(r" ?([<>≤≥=±/;:+]|(?<!\d),|,(?!\s?\d)) ?")
 _JOINED_UNIT = re.compile(rf"(?<=\d){_UNITS}")
-# LaTeX's commands for signs; those of Greek letters have the letters' names.
-_COMMANDS = {
-    "≤": "leq le",
-    "≥": "geq ge",
-    "<": "lt",
-    ">": "gt",
-    "×": "times",
-    "±": "pm",
-    "≈": "approx",
-    "°": "circ degree",
-}
-_COMMANDS |= {"↑": "uparrow", "↓": "downarrow", "→": "rightarrow to", "←": "leftarrow"}
-_SIGNS_OF = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
-_COMMAND = re.compile(r"\\([a-zA-Z]{2,12})(?![a-zA-Z])")
-_HTML = re.compile(
-    r"</?(?:b|i|u|p|br|strong|em|code|span|div|font|mark|small|h[1-6]|[uo]l|li|sub)(?:\s[^<>]{0,200}=[^<>]{0,200})?\s?/?>",
-    re.IGNORECASE,
+
+
+def normalised(text: str) -> str:
+    """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
+    punctuation; each Chinese character is a word."""
+    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, _in_one_form(text)))
+    return " ".join(_JOINED_UNIT.sub(" ", _ARTICLES.sub(" ", words).casefold()).split())
+
+
+def _blank(sign: re.Match[str]) -> str:
+    """A blank for a sign of punctuation, and signs of vowels and tones as they are."""
+    return sign[0] if unicodedata.category(sign[0]) in _MARKS else " "
+
+
+def folded(text: str) -> str:
+    """`text` as exact match compares it: case, white space, also beside signs, a final stop, "the" before it, the form
+    of its dashes and the blank between a number and its unit aside."""
+    text = " ".join(_in_one_form(text).split()).rstrip(".。").casefold()
+    text = _DASH.sub("-", text.removeprefix("the ") or text)
+    return _UNIT.sub("", _BESIDE_SIGN.sub(r"\1", text))
+
+
+@lru_cache(64)
+def folding(options: tuple[str, ...]) -> Callable[[str], str]:
+    """`folded`, but for texts that would then be several of `options`, as "0.5 mg" and ".5 mg": these but for case and
+    white space."""
+
+    def plain(text: str) -> str:
+        return " ".join(readable(text).split()).rstrip(".。").casefold()
+
+    counts = Counter({plain(option): folded(option) for option in options}.values())
+    several = {form for form, count in counts.items() if count > 1}
+    return lambda text: plain(text) if several and folded(text) in several else folded(text)
+
+
+# Signs that change what is meant.
+
+# One sign each of those written in several ways; a long dash behind a word is punctuation.
+_SAME_SIGN = (
+    (re.compile(r"\+\s?/\s?[-\u2010-\u2013\u2212]"), "±"),
+    (re.compile("[⇑⬆▲]"), "↑"),
+    (re.compile("[⇓⬇▼]"), "↓"),
+    (re.compile("[✘❌✖]"), "✗"),
+    (re.compile(r"[⇐⟵⬅]|<-(?!\d)"), "←"),
+    (re.compile("->"), "→"),
+    (re.compile("[\u2014\u2015](?!\\d)"), " "),
+    (_DASH, "-"),
+    # the charge of an anion
+    (re.compile(r"\b(Cl|Br|F|I|CN|OH|HCO3|NO[23]|H?2?PO4\d?|SO4\d?)-+(?!\w)"), r"\1"),
 )
-_COMMA = re.compile(r"(?<=\d),\s?(?=\d{1,2}(?!\d))")  # a decimal mark, or that of a list
+# A minus behind what is negative; a plus is what is said without a sign ("CD8+ T cells").
+_NEGATIVE = (
+    # "HBsAg (-)", but not an isomer, "(-)-epinephrine"
+    r"\(\s?-+\s?\)(?!-\w)"
+    # "HBsAg: -", but not a list, "Findings: - a mass"
+    r"|(?<=:)\s?-+(?=\s*(?:$|[.,;)/])|\s+\w+\s?:)"
+    # antigens, "Fy(a-b-)"
+    r"|(?<=[(+-][a-z])-+(?=[a-z][+-]|\))"
+    # "Babinski -"
+    r"|(?<=[\w)]) -+(?=\s*(?:$|[.,;)/]))"
+    # "HER2-", "Rh-", "O-", but not "HER2-positive", "IL- 6", "CT- guided", "T- and B-cells"
+    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|Ph|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
+    r"(?![\w-]|\s+(?:\d|(?:guided|based|like|related|associated|induced|positive|negative)\b"
+    r"|(?:and|or|und|oder|et|ou|y|o)\s+\w+-\w)|/\w+-\w)"
+    # "4-/5", and behind any word at the end
+    r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
+)
+_SIGN = re.compile(rf"[<>≤≥≪≫±↑↓←‰√≠^♂♀✗]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
+
+
+def signs(text: str) -> list[str]:
+    """Signs that change what is meant: of comparison, of powers, arrows up, down and back, minus before a number and
+    behind what is negative."""
+    text = _in_one_form(text)
+    for form, sign in _SAME_SIGN:
+        text = form.sub(sign, text)
+    found = _SIGN.finditer(text)
+    return [_word_before(text, sign.end()) + "-" if sign["negative"] else sign[0] for sign in found]
+
+
+def _word_before(text: str, end: int) -> str:
+    """The word that a sign behind it speaks of."""
+    words = re.findall(r"\w+", text[max(0, end - 32) : end])
+    return words[-1].casefold() if words else ""
+
+
+# One form for what is the same number or sign in LaTeX, HTML and plain text.
+
 _DASHES = "[-~\u2010-\u2015\u2212]{1,3}"  # of a range
 _ALONE = r"(?<![\w.,])"  # before a number that is not the end of a name or of another one
 # Marks between the numbers of a name that is written with either: levels of the spine, grades, genes and markers.
@@ -90,62 +205,32 @@ _SAME_FORM = tuple(
         (r"(?<=[A-Za-z)])_(?=\d)|(?<=μ) (?=[gmlLM]\b)", ""),
     )
 )
-# One sign each of those written in several ways; a long dash behind a word is punctuation.
-_SAME_SIGN = (
-    (re.compile(r"\+\s?/\s?[-\u2010-\u2013\u2212]"), "±"),
-    (re.compile("[⇑⬆▲]"), "↑"),
-    (re.compile("[⇓⬇▼]"), "↓"),
-    (re.compile("[✘❌✖]"), "✗"),
-    (re.compile(r"[⇐⟵⬅]|<-(?!\d)"), "←"),
-    (re.compile("->"), "→"),
-    (re.compile("[\u2014\u2015](?!\\d)"), " "),
-    (_DASH, "-"),
-    # the charge of an anion
-    (re.compile(r"\b(Cl|Br|F|I|CN|OH|HCO3|NO[23]|H?2?PO4\d?|SO4\d?)-+(?!\w)"), r"\1"),
+_HTML = re.compile(
+    r"</?(?:b|i|u|p|br|strong|em|code|span|div|font|mark|small|h[1-6]|[uo]l|li|sub)(?:\s[^<>]{0,200}=[^<>]{0,200})?\s?/?>",
+    re.IGNORECASE,
 )
-# A minus behind what is negative; a plus is what is said without a sign ("CD8+ T cells").
-_NEGATIVE = (
-    # "HBsAg (-)", but not an isomer, "(-)-epinephrine"
-    r"\(\s?-+\s?\)(?!-\w)"
-    # "HBsAg: -", but not a list, "Findings: - a mass"
-    r"|(?<=:)\s?-+(?=\s*(?:$|[.,;)/])|\s+\w+\s?:)"
-    # antigens, "Fy(a-b-)"
-    r"|(?<=[(+-][a-z])-+(?=[a-z][+-]|\))"
-    # "Babinski -"
-    r"|(?<=[\w)]) -+(?=\s*(?:$|[.,;)/]))"
-    # "HER2-", "Rh-", "O-", but not "HER2-positive", "IL- 6", "CT- guided", "T- and B-cells"
-    r"|\b(?=\w{1,24}-)(?:[A-Z]|Rh|Ph|(?:[A-Z]\w*?|\w*?[^\W\d]\w*?)[A-Z0-9]\w*+)-+"
-    r"(?![\w-]|\s+(?:\d|(?:guided|based|like|related|associated|induced|positive|negative)\b"
-    r"|(?:and|or|und|oder|et|ou|y|o)\s+\w+-\w)|/\w+-\w)"
-    # "4-/5", and behind any word at the end
-    r"|(?<=\d)-+(?=\s*(?:$|[,;)/]))|(?<=\w)-+(?=\s*$)"
-)
-_SIGN = re.compile(rf"[<>≤≥≪≫±↑↓←‰√≠^♂♀✗]|(?<![\w.)-])-(?=\d)|(?P<negative>{_NEGATIVE})")
-_LONG = re.compile(r"\b(?=\w*[À-ɏ])(?:[^\W\d_]{5,}|(?i:café))\b")
-_ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0308\u030a\u030b\u030c\u0327\u0328"
-_LIGATURES = {"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L"}
-_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
-_NUMBERED = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)(?=\d)", re.IGNORECASE)
-# no part of a Greek word, and no "μg"
-_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?![μΜ][a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
-_HAN = re.compile(r"[\u4e00-\u9fff]")
 # "Heart \text{failure}", "Heart\ failure": marks of LaTeX inside an answer
 _LATEX = re.compile(
     r"\\(?:text(?!color)\w{0,6}|math\w{1,6})\s*\{([^{}]*)\}|\\[ ,;:!]|\\(?:q?quad|rm|bf|it|sf)\b"
     r"|\\(?:text)?color\s*\{[^{}]*\}"
 )
-
-
-def words_of(latex: str) -> str:
-    """LaTeX without its marks of text; a command before one keeps its end."""
-    return _LATEX.sub(lambda mark: mark[1] or " ", re.sub(r"(\\[a-zA-Z]{1,12})(?=\\)", r"\1 ", latex))
-
-
-def normalised(text: str) -> str:
-    """Text as exact match and F1 compare it: lower case, without articles and extra space (as SQuAD), with spaces for
-    punctuation; each Chinese character is a word."""
-    words = _HAN.sub(r" \g<0> ", _PUNCTUATION.sub(_blank, _in_one_form(text)))
-    return " ".join(_JOINED_UNIT.sub(" ", _ARTICLES.sub(" ", words).casefold()).split())
+# LaTeX's commands for signs; those of Greek letters have the letters' names.
+_COMMANDS = {
+    "≤": "leq le",
+    "≥": "geq ge",
+    "<": "lt",
+    ">": "gt",
+    "×": "times",
+    "±": "pm",
+    "≈": "approx",
+    "°": "circ degree",
+    "↑": "uparrow",
+    "↓": "downarrow",
+    "→": "rightarrow to",
+    "←": "leftarrow",
+}
+_SIGNS_OF = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
+_COMMAND = re.compile(r"\\([a-zA-Z]{2,12})(?![a-zA-Z])")
 
 
 def _in_one_form(text: str) -> str:
@@ -162,6 +247,33 @@ def _in_one_form(text: str) -> str:
     return plain_letters(text)
 
 
+def words_of(latex: str) -> str:
+    """LaTeX without its marks of text; a command before one keeps its end."""
+    return _LATEX.sub(lambda mark: mark[1] or " ", re.sub(r"(\\[a-zA-Z]{1,12})(?=\\)", r"\1 ", latex))
+
+
+def _sign_of(command: re.Match[str]) -> str:
+    """The sign that a command of LaTeX stands for; the command where it is none."""
+    name = command[1]
+    size = "SMALL" if name.islower() else "CAPITAL"
+    letter = f"GREEK {size} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}"
+    try:
+        return _SIGNS_OF.get(name) or unicodedata.lookup(letter)
+    except KeyError:
+        return command[0]
+
+
+# Letters in one form.
+
+_LONG = re.compile(r"\b(?=\w*[À-ɏ])(?:[^\W\d_]{5,}|(?i:café))\b")
+_ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0308\u030a\u030b\u030c\u0327\u0328"
+_LIGATURES = {"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L"}
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
+_NUMBERED = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)(?=\d)", re.IGNORECASE)
+# no part of a Greek word, and no "μg"
+_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?![μΜ][a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
+
+
 def plain_letters(text: str, joint: str = "-") -> str:
     """`text` with Latin letters without accents in words of five letters and more ("Barré", "Sjögren"), since shorter
     ones are told apart by them in many languages ("côte", "côté"), and lone Greek letters by name ("β-blocker")."""
@@ -170,6 +282,11 @@ def plain_letters(text: str, joint: str = "-") -> str:
         return text
     text = _LONG.sub(lambda word: "".join(map(_unaccented, word[0])), unicodedata.normalize("NFC", text))
     return _GREEK.sub(lambda letter: _name_of(letter, joint), text)
+
+
+def spelled(text: str) -> str:
+    """`text` with umlauts in two letters, "Loeffler" for "Löffler"."""
+    return readable(text).translate(_UMLAUTS)
 
 
 def _unaccented(letter: str) -> str:
@@ -184,101 +301,3 @@ def _name_of(letter: re.Match[str], joint: str) -> str:
     name = unicodedata.name(letter[0]).split()[-1].lower().replace("lamda", "lambda")
     before, behind = (letter.string[place : place + 1].isalnum() for place in (letter.start() - 1, letter.end()))
     return joint * (letter.start() > 0 and before) + name + joint * behind
-
-
-def spelled(text: str) -> str:
-    """`text` with umlauts in two letters, "Loeffler" for "Löffler"."""
-    return readable(text).translate(_UMLAUTS)
-
-
-def _sign_of(command: re.Match[str]) -> str:
-    """The sign that a command of LaTeX stands for; the command where it is none."""
-    name = command[1]
-    size = "SMALL" if name.islower() else "CAPITAL"
-    letter = f"GREEK {size} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}"
-    try:
-        return _SIGNS_OF.get(name) or unicodedata.lookup(letter)
-    except KeyError:
-        return command[0]
-
-
-def _blank(sign: re.Match[str]) -> str:
-    """A blank for a sign of punctuation, and signs of vowels and tones as they are."""
-    return sign[0] if unicodedata.category(sign[0]) in _MARKS else " "
-
-
-def same_text(said: str, gold: str) -> bool:
-    """True where two texts are the same `normalised`, with the same signs of numbers ("-5", "< 5 %"), or but for case
-    and white space: a gold may be punctuation and articles alone ("+"). Words with other accents are others."""
-    if _other_accents(said, gold):
-        return False
-    said, gold = _as_lists(said, gold)
-    alike = bool(normalised(gold)) and signs(said) == signs(gold) and _meets(said, gold, normalised)
-    return alike or _meets(said, gold, folded)
-
-
-def _other_accents(said: str, gold: str) -> bool:
-    """True where a word has accents in both texts and others in each ("pécheur", "pêcheur")."""
-    texts = (unicodedata.normalize("NFC", readable(text)).casefold() for text in (said, gold))
-    one, other = ({"".join(map(_unaccented, word)): word for word in _LONG.findall(text)} for text in texts)
-    return any(other.get(plain, word) != word for plain, word in one.items())
-
-
-def _as_lists(said: str, gold: str) -> tuple[str, str]:
-    """Two texts with commas of lists between numbers, "9, 10", where both have such commas; as they are where a comma
-    may be the other's decimal point."""
-    said, gold = readable(said), readable(gold)
-    if _COMMA.search(said) and _COMMA.search(gold):
-        return _COMMA.sub(", ", said), _COMMA.sub(", ", gold)
-    return said, gold
-
-
-def _meets(said: str, gold: str, form: Callable[[str], str]) -> bool:
-    """True where two texts are alike in a form, umlauts in one letter or in two."""
-    return form(said) == form(gold) or form(spelled(said)) == form(spelled(gold))
-
-
-def signs(text: str) -> list[str]:
-    """Signs that change what is meant: of comparison, of powers, arrows up, down and back, minus before a number and
-    behind what is negative."""
-    text = _in_one_form(text)
-    for form, sign in _SAME_SIGN:
-        text = form.sub(sign, text)
-    found = _SIGN.finditer(text)
-    return [_word_before(text, sign.end()) + "-" if sign["negative"] else sign[0] for sign in found]
-
-
-def _word_before(text: str, end: int) -> str:
-    """The word that a sign behind it speaks of."""
-    words = re.findall(r"\w+", text[max(0, end - 32) : end])
-    return words[-1].casefold() if words else ""
-
-
-def token_f1(gold: str, said: str) -> float:
-    """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
-    if same_text(said, gold):
-        return 1.0
-    wanted, found = [[*normalised(text).split(), *signs(text)] for text in _as_lists(gold, said)]
-    common = sum((Counter(wanted) & Counter(found)).values())
-    return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
-
-
-def folded(text: str) -> str:
-    """`text` as exact match compares it: case, white space, also beside signs, a final stop, "the" before it, the form
-    of its dashes and the blank between a number and its unit aside."""
-    text = " ".join(_in_one_form(text).split()).rstrip(".。").casefold()
-    text = _DASH.sub("-", text.removeprefix("the ") or text)
-    return _UNIT.sub("", _BESIDE_SIGN.sub(r"\1", text))
-
-
-@lru_cache(64)
-def folding(options: tuple[str, ...]) -> Callable[[str], str]:
-    """`folded`, but for texts that would then be several of `options`, as "0.5 mg" and ".5 mg": these but for case and
-    white space."""
-
-    def plain(text: str) -> str:
-        return " ".join(readable(text).split()).rstrip(".。").casefold()
-
-    counts = Counter({plain(option): folded(option) for option in options}.values())
-    several = {form for form, count in counts.items() if count > 1}
-    return lambda text: plain(text) if several and folded(text) in several else folded(text)

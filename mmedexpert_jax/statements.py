@@ -15,35 +15,63 @@ from pathlib import Path
 
 from mmedexpert_jax import border
 
+# Text as it is read.
+
 # A long run of blanks, whose middle says only that it is there: no pattern looks further than 200 characters. Uncut, or
 # with blanks that either of two patterns could match, reading would take the square of a run's length.
 _RUN = re.compile(r"(\s{128})(\s+)(\s{128})")
-
 # Characters without a glyph: joiners, marks of direction around Latin letters in Arabic, byte order marks.
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
-_STRUCK = re.compile(r"~~[^~\n]*~~|<(del|s|strike)>[^<\n]*</\1>", re.IGNORECASE)  # taken back by whoever wrote it
-_PARAGRAPH = re.compile(r"</(?:p|div|li|tr|td|h\d)>", re.IGNORECASE)
-_DECORATION = re.compile(
-    r"</?(?:b|i|u|strong|em|code|p|span|div|font|mark)(?:\s[^<>\n]{0,100})?>|[*`$\"“”«»「」『』【】]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
+_BREAK = re.compile(r"<br\s{0,4}/?>", re.IGNORECASE)
+# "10⁹" and "1½", which NFKC alone makes "109" and "11/2".
+_RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
+_FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
+
+
+def readable(text: str) -> str:
+    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC) and of
+    HTML's entities and breaks, and of a long run of blanks its ends and, between them, each kind once. A power stays
+    one ("10^9")."""
+    text = _BREAK.sub("\n", html.unescape(text)) if "&" in text or "<" in text else text
+    text = _FRACTION.sub(" ", _RAISED.sub("^", text))
+    return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
+
+
+def _cut(text: str) -> str:
+    """`text` without the middle of long runs of blanks."""
+    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], text)
+
+
+# "yes" and "no" in the languages of medical examinations.
+_SAYS_YES = (
+    "yes yeah yep true sí sì sim ja oui да tak ano evet có đúng ναι igen kyllä kylla "
+    "是 是的 有 有的 对 正确 はい ある 네 예 있다 نعم हाँ हां כן بله ใช่ ya"
 )
-# as some prompts ask for
-_ELEMENT = re.compile(
-    r"</?(final(?:[ _-]?answer)?|(?:selected[ _-]?)?(?:answer[ _-]?)?(?:choice|letter|option)|result)>|\[/?(answer)\]",
+_SAYS_NO = (
+    "no nope false nein non não нет nie ne hayır hayir không όχι nem ei nee nej 否 不 不是 没有 無 无 不对 错误 "
+    "いいえ ない 아니요 아니오 아니 없다 لا नहीं לא خیر ไม่ ไม่ใช่ tidak"
+)
+WORDS = dict.fromkeys(_SAYS_YES.split(), "yes") | dict.fromkeys(_SAYS_NO.split(), "no")
+_OPENS = re.compile(
+    rf"\W{{0,20}}(?:(?:final\s+)?answer\s*(?:is|:)\s*)?({'|'.join(sorted(WORDS, key=len, reverse=True))})"
+    r"(?=\W{0,20}\Z|\s*[.,;:!。،、()]|\s+[–—-]\s)",
     re.IGNORECASE,
 )
-_RULE = re.compile(r"^[ \t]*+[|:]?[ \t]*+-[-|: \t]*$", re.MULTILINE)  # of a table
-# "not B but C" states C, also in other languages of medical examinations.
-_CONTRAST = re.compile(
-    r",?\s*+"
-    # "not", in seven languages
-    r"(?:\b(?i:(?:is\s+)?not|(?:is)?n['’]t|(?:ist\s+)?nicht|no\s+es|n['’]est\s+pas|non\s+è|não\s+é|не)\s+|不[是选選]\s*)"
-    # the letter that is denied
-    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+"
-    # "but", or a comma before "is" or "it"
-    r"(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而?是\s*)|,(?=\s*(?:is|it)\b))"
-    # "B, not it, C": Japanese, Korean
-    r"|(?:選択肢)?[(\[]?[A-J][)\]]?\s*+(?:(?:では|じゃ)なく(?:て)?|(?:가|이)?\s*아니라)[、,]?(?=\s*+(?:選択肢)?[(\[]?[A-J])"
-)
+YES_AND_NO = re.compile(r"\b(?:yes\s*(?:and|or|/|,)\s*no|no\s*(?:and|or|/|,)\s*yes)\b", re.IGNORECASE)
+
+
+def opening(text: str) -> tuple[str, str] | None:
+    """(The word of WORDS that a text opens with and that ends its clause there, "yes" or "no"); None where none does or
+    the text says both."""
+    found = _OPENS.match(text)
+    if found is None or YES_AND_NO.search(text):
+        return None
+    said = WORDS.get(found[1].casefold())  # None where letters fold in several ways, as the Turkish i
+    return (found[1], said) if said else None
+
+
+# Letters, alone and several.
+
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD_ENDS = rf"(?![^\W{_CJK}]|['’]|-\w)"  # not "C-section", "B12" or "I'd"; a Chinese character may follow
 # "C. difficile" and "B cells" are no labels.
@@ -58,17 +86,6 @@ _SPECIES = (
 )
 _THINGS = ("cells?", "lymphocytes?", "symptoms?", "section", "peptide", "dimers?", "protein", "waves?")
 NO_LABEL = rf"(?!\s(?:{'|'.join(_THINGS)})\b|\.?\s?(?:{'|'.join(_SPECIES)})\b)"
-_NOUN = (
-    r"(?:answer|ans|choice|letter|option|response|result|output|solution|prediction|pred|label|key|selection|selected"
-    r"|decision|verdict|conclusion|diagnosis|pick|guess|correct)"
-)
-# An element that holds one label: "<letter>B</letter>", "[best_option]B. Asthma[/best_option]".
-_HELD = re.compile(
-    r"[<\[](?P<name>(?:(?:final|selected|chosen|correct|best|right|predicted|most[ _-]?likely|my|the|your)[ _-]?){0,3}"
-    rf"{_NOUN}(?:[ _-]?{_NOUN})?)[>\]]\s*+[(\[]?(?P<held>[A-J]){NO_LABEL}(?P<text>[.:)\]][^<\[\n]{{0,200}}|)\s*+"
-    r"[<\[]/(?P=name)[>\]]",
-    re.IGNORECASE,
-)
 # A lone A or I may be a word; as a label it ends its clause or is followed by a connective.
 _END = (
     rf"(?=\s*(?:$|[.,;:!?()\[\]{{}}/\n。，；：、）]|[-–—]\s|[{_CJK}])"  # the end of a line or clause
@@ -100,6 +117,10 @@ _MORE = (
     r"(?!\s+(?:is|are|was|were|has|does|can|could|would|will|am|have|think|because)\b|:\s)"
     r"){1,12}))?"
 )
+
+
+# Statements: a trigger and a letter.
+
 # "I would say that it is", "I'm confident that"
 _SAYS = (
     r"i(?:'d|’d|'ll|’ll|'m|’m|\s+am|\s+would|\s+will)?\s+(?:think|believe|conclude|say|suggest|confident)"
@@ -168,62 +189,6 @@ _ANSWER = re.compile(
     r"\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+(?:with|for)|answer|say))\b"
     rf"|\b(?i:ans)\.|{_ABROAD}){_LINK}{_BRACKETED}{_MORE}",
     re.MULTILINE,
-)
-_NOUNS = unicodedata.normalize(
-    "NFKC",
-    r"(?:answers?|ans\.?|choices?|(?:correct|best|right)\s+(?:option|letter)|selection|decision|vote|guess"
-    r"|respuesta|réponse|risposta|resposta|antwort|lösung|ответ|antwoord|odpowiedź|odpověď|svar(?:et)?|cevap|yanıt"
-    r"|jawaban(?:nya)?|đáp\s+án|απάντηση|الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ"
-    r"|答案|答え|解答|回答|正解|正确的?选项|正確的?選項|정답|답|선택|opción|alternativa|opção|opzione|letra)",
-)
-
-
-def _any_of(lists: Mapping[str, str]) -> str:
-    """A pattern of one of the words of some languages; those of "joined" also within others."""
-
-    def either(words: str) -> str:
-        whole = sorted({word.strip() for word in words.split(",")}, key=len, reverse=True)
-        return "|".join(r"\s+".join(map(re.escape, word.split())) for word in whole)
-
-    apart = ",".join(words for language, words in lists.items() if language != "joined")
-    return unicodedata.normalize("NFKC", rf"(?:(?<!\w)(?:{either(apart)})(?!\w)|{either(lists['joined'])})")
-
-
-_BEFORE, _BEHIND, _SUPPOSED = map(_any_of, border.read_yaml(Path(__file__).with_name("statement_words.yaml")).values())
-# What may stand before the noun, from the beginning of its clause: known words, another label, and a ground, with an
-# article at its end or none ("Given the fever the", "since it fits Answer:").
-_KNOWN = re.compile(
-    rf"(?:\W|{_BEFORE})*?(?:(?:based\s+on|given|considering|judging|because|since|as|due\s+to|after|from|with"
-    rf"|(?:in|for)\s+(?:the|this))\s[^.;:!?\n]{{1,200}}?\s(?:(?:the|my|our)(?!\w)|\Z))?"
-    rf"(?:\W|{_BEFORE}|(?<!\w)[A-J](?!\w))*+",
-    re.IGNORECASE,
-)
-# A condition, but for "if I had to choose".
-_CONDITION = re.compile(rf"(?:\W|{_BEFORE})*?(?!if\s+(?:i|we|you|forced|pressed|asked)\b){_SUPPOSED}", re.IGNORECASE)
-# Behind which an option's text may follow the letter, in any words.
-_LINKED = re.compile(r"[:：]\s*[(\[]?\Z|[是为為]\s*\Z")
-# What may stand behind a letter that is stated: the end of its clause, praise, a reason; else it is remarked on
-# ("Answer B describes gout") or denied.
-_STATES = re.compile(
-    r"[ \t)\]}]*(?:项|項|选项|選項|번)?(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*<#-]|(?=[A-ZÀ-Þ][a-zß-ÿ])"
-    r"|(?i:is|are|was|would\s+be|must\s+be|should\s+be|seems|appears(?:\s+to\s+be)?|remains|represents)\s+"
-    r"(?i:clearly\s+|also\s+|therefore\s+|definitely\s+)?(?i:the|my|our|an?)?\s*(?i:single\s+|only\s+|very\s+)?"
-    r"(?i:correct|right|true|best|most|answer|choice|preferred|appropriate|likely|one)\b"
-    r"|(?i:best|fits|matches|aligns|explains(?!\s+(?:only|some|few|part|just)))\b"
-    r"|(?i:es|est|ist|è|é|är|jest|είναι|adalah|là)\s+(?i:la|le|die|a|o|il)?\s*(?i:más|plus|più|mais|am|wahrscheinlichste"
-    r"|richtig|korrekt|corr|bonne|juste|giusta|certa|exacta|rätt|poprawn|prawidłow|właściw|σωστ|đúng)"
-    rf"|(?i:richtig|korrekt|correct[ae]?\b|верн|правильн|benar|đúng)|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)(?i:{_BEHIND}))",
-    re.MULTILINE,
-)
-# Behind praise: what is praised, and the end of the clause or a reason.
-_PRAISE_ENDS = re.compile(
-    rf"(?:[\s_-]++(?:{_NOUNS}|one|diagnosis|treatment|management|test|step|cause|finding|explanation|statement|here"
-    r"|and|the|most|best|only|single|likely|appropriate|correct))*+"
-    # no praise that is taken back: "seems right, but"
-    r"(?!\s{0,4}+[,;.]?\s{0,4}+(?:but|however|yet|though|nevertheless|still)\b)"
-    rf"[ \t)\]}}]*(?:$|[.,;:!?。，；：、()\[\]{{}}/|–—=→*<#-]|[A-J]\s*[✗✘❌✖☒]|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)"
-    rf"(?i:{_BEHIND}))",
-    re.IGNORECASE | re.MULTILINE,
 )
 # "A is correct. The exception is B."
 _EXCEPTION = re.compile(
@@ -316,6 +281,242 @@ _CORRECTED = re.compile(
     rf"\A(?:(?i:option)\s+)?[(\[]?(?P<letter>[A-J]{_WORD_ENDS}{NO_LABEL})[)\]]?{_MORE}"
     rf"(?=\s*(?:$|[.,;!()\n。，；])|[{_CJK}]|\s+(?i:actually|instead|fits|is\s+better)\b)",
 )
+# "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
+_TEXT = re.compile(
+    r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)(?:\s+(?:in|for|of)\s+(?:this|the|our)(?:\s+\w+){1,2})?"
+    r"\s*(?:(?:is|would\s+be|must\s+be)\s*:?|:|=)\s*(?:(?:clearly|most\s+"
+    r"likely|likely|therefore|thus)\s+)?)"
+    r"|\b(?i:(?:respuesta|resposta|risposta|réponse|antwort|diagnóstico|diagnostic|diagnose|diagnosi|ответ|диагноз)"
+    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s*:?\s|[:—–-]))\s*"
+    r"|(?:答案|诊断|診断|答え|正解|정답|진단)\s*(?:应该是|应为|是|为|為|は|은|는|이|:)\s*"
+    r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
+    r"(?P<text>[^\n;!?。]{2,200}?)(?=(?<!\b[A-Z])\.(?:\s|$)"
+    # the stop of an initial, "C. acnes", ends nothing
+    r"|\.(?:\s+[^a-z\s]|\s*$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|not|rather|porque|car|weil|da)\b|$)"
+    # "Asthma is the most likely diagnosis."
+    r"|(?:^|(?<=[.!?\n]\s)|(?<=\n))(?P<text_before>[^\n.;!?:,]{2,120}?)\s+is\s+(?:therefore\s+|clearly\s+)?the\s+"
+    r"(?:(?:single\s+)?(?:most\s+likely|correct|best|right|final)\s+)(?:diagnosis|answer|option|choice|explanation)\b",
+    re.MULTILINE,
+)
+
+
+# Marks, elements and contrasts, which are put into words before statements are looked for.
+
+_STRUCK = re.compile(r"~~[^~\n]*~~|<(del|s|strike)>[^<\n]*</\1>", re.IGNORECASE)  # taken back by whoever wrote it
+_PARAGRAPH = re.compile(r"</(?:p|div|li|tr|td|h\d)>", re.IGNORECASE)
+_DECORATION = re.compile(
+    r"</?(?:b|i|u|strong|em|code|p|span|div|font|mark)(?:\s[^<>\n]{0,100})?>|[*`$\"“”«»「」『』【】]|(?<!\w)['‘’]|['’](?!\w)|\\[()\[\]]|\\(?:boxed|text|textbf|textit|mathrm|mathbf)\s*(?=\{)"
+)
+# as some prompts ask for
+_ELEMENT = re.compile(
+    r"</?(final(?:[ _-]?answer)?|(?:selected[ _-]?)?(?:answer[ _-]?)?(?:choice|letter|option)|result)>|\[/?(answer)\]",
+    re.IGNORECASE,
+)
+_RULE = re.compile(r"^[ \t]*+[|:]?[ \t]*+-[-|: \t]*$", re.MULTILINE)  # of a table
+# "not B but C" states C, also in other languages of medical examinations.
+_CONTRAST = re.compile(
+    r",?\s*+"
+    # "not", in seven languages
+    r"(?:\b(?i:(?:is\s+)?not|(?:is)?n['’]t|(?:ist\s+)?nicht|no\s+es|n['’]est\s+pas|non\s+è|não\s+é|не)\s+|不[是选選]\s*)"
+    # the letter that is denied
+    r"(?:option\s+)?[(\[]?[A-J][)\]]?\s*+"
+    # "but", or a comma before "is" or "it"
+    r"(?:[,，]?\s*+(?:\b(?i:but|sondern|sino|mais|bensì|ma|mas|а)\s+(?:rather\s+)?|而?是\s*)|,(?=\s*(?:is|it)\b))"
+    # "B, not it, C": Japanese, Korean
+    r"|(?:選択肢)?[(\[]?[A-J][)\]]?\s*+(?:(?:では|じゃ)なく(?:て)?|(?:가|이)?\s*아니라)[、,]?(?=\s*+(?:選択肢)?[(\[]?[A-J])"
+)
+_NOUN = (
+    r"(?:answer|ans|choice|letter|option|response|result|output|solution|prediction|pred|label|key|selection|selected"
+    r"|decision|verdict|conclusion|diagnosis|pick|guess|correct)"
+)
+# An element that holds one label: "<letter>B</letter>", "[best_option]B. Asthma[/best_option]".
+_HELD = re.compile(
+    r"[<\[](?P<name>(?:(?:final|selected|chosen|correct|best|right|predicted|most[ _-]?likely|my|the|your)[ _-]?){0,3}"
+    rf"{_NOUN}(?:[ _-]?{_NOUN})?)[>\]]\s*+[(\[]?(?P<held>[A-J]){NO_LABEL}(?P<text>[.:)\]][^<\[\n]{{0,200}}|)\s*+"
+    r"[<\[]/(?P=name)[>\]]",
+    re.IGNORECASE,
+)
+
+
+def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
+    """Letters that the text's weightiest statements give as its answer.
+
+    Args:
+        text: what stands outside the reasoning.
+        letters: labels of the options, e.g. "ABCD"; a statement of another letter is passed over.
+        remarks: whether a remark on an option ("option B") counts where nothing weightier is stated.
+
+    Returns:
+        The letters; more than one where statements differ or one names several. None where nothing is stated.
+    """
+    plain = _undecorated(_ELEMENT.sub(_tag_as_words, _elements_as_statements(readable(text))))
+    plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
+    return _corrected(plain, letters) or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
+
+
+def stated_texts(text: str) -> list[str]:
+    """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
+    plain = _undecorated(readable(text))
+    found = []
+    for match in _TEXT.finditer(plain):
+        name = match.lastgroup if match.lastgroup == "text_before" else "text"
+        shared = _SHARES.match(plain, match.start(name) + 1)
+        if not shared and _is_known(plain, match, name, _TEXT) and not _withdrawn(plain, match, name):
+            found.append((match["final"], match[name].strip()))
+    return [said for final, said in found if final or not any(one for one, _ in found)]
+
+
+def _undecorated(text: str) -> str:
+    """`text` without what is struck and without marks, between which blanks may have stood; ends of paragraphs are line
+    breaks."""
+    return _cut(_DECORATION.sub("", _PARAGRAPH.sub("\n", _STRUCK.sub("", text))))
+
+
+def _elements_as_statements(text: str) -> str:
+    """`text` with a statement in the place of each element that holds a label; elements of one name that hold several
+    labels list the options, and each is a remark."""
+    held: dict[str, set[str]] = {}
+    for element in _HELD.finditer(text):
+        held.setdefault(element["name"].lower(), set()).add(element["held"].upper())
+
+    def statement(element: re.Match[str]) -> str:
+        name = element["name"].lower()
+        word = "option" if len(held[name]) > 1 else "answer"
+        final = "final " if name.startswith("final") else ""
+        return f" {final}{word}: ({element['held'].upper()}) {element['text'].lstrip('.:)] ')} "
+
+    return _HELD.sub(statement, text)
+
+
+def _tag_as_words(element: re.Match[str]) -> str:
+    """The words that a tag stands for: "final answer: " for <final>, the end of a clause for </final>."""
+    name = element[1] or element[2]
+    if "/" in element[0]:
+        return ". "
+    return " final answer: " if name.lower() == "final" else f" {name}: "
+
+
+def _corrected(text: str, letters: str) -> set[str] | None:
+    """Letters that are stated behind the last correction; None where there is no correction, or nothing is stated."""
+    corrections = list(_CORRECTION.finditer(text))
+    if not corrections:
+        return None
+    end = corrections[-1].end()
+    found = _weightiest(text[end:], letters, _WEIGHTY)
+    filler = _FILLERS.match(text, end)
+    return found or _weightiest(text[filler.end() if filler else end :], letters, (((_CORRECTED,), ()),))
+
+
+def _weightiest(text: str, letters: str, tiers: tuple[_Tier, ...]) -> set[str] | None:
+    """Letters that stand in the first tier of patterns that finds any.
+
+    Of a question for the exception, praise of others denies nothing: "A is correct. C is correct. Answer: B."
+    """
+    for states, praises in tiers:
+        found, praised = _letters(text, letters, states), _letters(text, letters, praises)
+        if praised and not found:
+            found = _letters(text, letters, (_EXCEPTION,))
+        if found and not found & praised and len(praised) + (_EXCEPTION.search(text) is not None) > 1:
+            return found
+        if found or praised:
+            return found | praised
+    return None
+
+
+def _letters(text: str, letters: str, patterns: Sequence[re.Pattern[str]]) -> set[str]:
+    """Letters that the statements of some patterns give."""
+    found: set[str] = set()
+    for pattern in patterns:
+        for match in pattern.finditer(text):
+            name = match.lastgroup if match.lastgroup in _LABEL_GROUPS else "letter"
+            denied = pattern is not _EXCEPTION and _withdrawn(text, match, name)
+            if not denied and _is_known(text, match, name, pattern):
+                groups = match.groupdict()
+                others = f"{groups.get('before') or ''} {groups.get('more') or ''}"
+                found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", others)}
+    return found & set(letters)
+
+
+# Words beside a letter, all of which must be known.
+
+
+def _any_of(lists: Mapping[str, str]) -> str:
+    """A pattern of one of the words of some languages; those of "joined" also within others."""
+
+    def either(words: str) -> str:
+        whole = sorted({word.strip() for word in words.split(",")}, key=len, reverse=True)
+        return "|".join(r"\s+".join(map(re.escape, word.split())) for word in whole)
+
+    apart = ",".join(words for language, words in lists.items() if language != "joined")
+    return unicodedata.normalize("NFKC", rf"(?:(?<!\w)(?:{either(apart)})(?!\w)|{either(lists['joined'])})")
+
+
+_BEFORE, _BEHIND, _SUPPOSED = map(_any_of, border.read_yaml(Path(__file__).with_name("statement_words.yaml")).values())
+# What may stand before the noun, from the beginning of its clause: known words, another label, and a ground, with an
+# article at its end or none ("Given the fever the", "since it fits Answer:").
+_KNOWN = re.compile(
+    rf"(?:\W|{_BEFORE})*?(?:(?:based\s+on|given|considering|judging|because|since|as|due\s+to|after|from|with"
+    rf"|(?:in|for)\s+(?:the|this))\s[^.;:!?\n]{{1,200}}?\s(?:(?:the|my|our)(?!\w)|\Z))?"
+    rf"(?:\W|{_BEFORE}|(?<!\w)[A-J](?!\w))*+",
+    re.IGNORECASE,
+)
+# A condition, but for "if I had to choose".
+_CONDITION = re.compile(rf"(?:\W|{_BEFORE})*?(?!if\s+(?:i|we|you|forced|pressed|asked)\b){_SUPPOSED}", re.IGNORECASE)
+# Behind which an option's text may follow the letter, in any words.
+_LINKED = re.compile(r"[:：]\s*[(\[]?\Z|[是为為]\s*\Z")
+# What may stand behind a letter that is stated: the end of its clause, praise, a reason; else it is remarked on
+# ("Answer B describes gout") or denied.
+_STATES = re.compile(
+    r"[ \t)\]}]*(?:项|項|选项|選項|번)?(?:$|[.,;:!?。，；：、()\[\]{}/|–—=→*<#-]|(?=[A-ZÀ-Þ][a-zß-ÿ])"
+    r"|(?i:is|are|was|would\s+be|must\s+be|should\s+be|seems|appears(?:\s+to\s+be)?|remains|represents)\s+"
+    r"(?i:clearly\s+|also\s+|therefore\s+|definitely\s+)?(?i:the|my|our|an?)?\s*(?i:single\s+|only\s+|very\s+)?"
+    r"(?i:correct|right|true|best|most|answer|choice|preferred|appropriate|likely|one)\b"
+    r"|(?i:best|fits|matches|aligns|explains(?!\s+(?:only|some|few|part|just)))\b"
+    r"|(?i:es|est|ist|è|é|är|jest|είναι|adalah|là)\s+(?i:la|le|die|a|o|il)?\s*(?i:más|plus|più|mais|am|wahrscheinlichste"
+    r"|richtig|korrekt|corr|bonne|juste|giusta|certa|exacta|rätt|poprawn|prawidłow|właściw|σωστ|đúng)"
+    rf"|(?i:richtig|korrekt|correct[ae]?\b|верн|правильн|benar|đúng)|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)(?i:{_BEHIND}))",
+    re.MULTILINE,
+)
+_NOUNS = unicodedata.normalize(
+    "NFKC",
+    r"(?:answers?|ans\.?|choices?|(?:correct|best|right)\s+(?:option|letter)|selection|decision|vote|guess"
+    r"|respuesta|réponse|risposta|resposta|antwort|lösung|ответ|antwoord|odpowiedź|odpověď|svar(?:et)?|cevap|yanıt"
+    r"|jawaban(?:nya)?|đáp\s+án|απάντηση|الإجابة|الاجابة|الجواب|الخيار|پاسخ|התשובה|תשובה|उत्तर|คำตอบ"
+    r"|答案|答え|解答|回答|正解|正确的?选项|正確的?選項|정답|답|선택|opción|alternativa|opção|opzione|letra)",
+)
+# Behind praise: what is praised, and the end of the clause or a reason.
+_PRAISE_ENDS = re.compile(
+    rf"(?:[\s_-]++(?:{_NOUNS}|one|diagnosis|treatment|management|test|step|cause|finding|explanation|statement|here"
+    r"|and|the|most|best|only|single|likely|appropriate|correct))*+"
+    # no praise that is taken back: "seems right, but"
+    r"(?!\s{0,4}+[,;.]?\s{0,4}+(?:but|however|yet|though|nevertheless|still)\b)"
+    rf"[ \t)\]}}]*(?:$|[.,;:!?。，；：、()\[\]{{}}/|–—=→*<#-]|[A-J]\s*[✗✘❌✖☒]|(?!(?:and|or)\s+(?:option\s+)?[A-J]\b)"
+    rf"(?i:{_BEHIND}))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _is_known(text: str, match: re.Match[str], name: str, pattern: re.Pattern[str]) -> bool:
+    """True where the words beside a letter are those of a statement, and no condition is made."""
+    start, end = _clause_start(text, match), _statement_end(text, match, name)
+    far = max(0, start - 200)
+    sentence = max((mark.end() for mark in _SENTENCE.finditer(text, far, start)), default=far)
+    if _CONDITION.match(text, sentence, match.start()):
+        return False
+    if pattern is _PRAISED:
+        return _PRAISE_ENDS.match(text, end) is not None
+    if pattern not in (_FINAL, _ANSWER, _OPTION, _TEXT):
+        return True
+    aside = text.rfind("(", start, match.start()) + 1
+    if not _KNOWN.fullmatch(text, aside or start, match.start()):
+        return False
+    if pattern is _TEXT:
+        return True
+    linked = _LINKED.search(text, match.start(), match.start(name))
+    return linked is not None or _STATES.match(text, end) is not None
+
+
+# Words that deny, hedge or ask, which may stand anywhere in a clause.
 
 _CLAUSE = re.compile(
     r"[.:;!?\n。،؟]|,(?!\s*(?:что|dass|że)\b)|(?<=\s)(?=(?-i:The|My|Our|Final)\s)"
@@ -376,214 +577,28 @@ _EXAMPLE = re.compile(
 _ASKED = re.compile(r"\s*+[)\]]?\s*+[?？؟]")
 
 
-# "yes" and "no" in the languages of medical examinations.
-_SAYS_YES = (
-    "yes yeah yep true sí sì sim ja oui да tak ano evet có đúng ναι igen kyllä kylla "
-    "是 是的 有 有的 对 正确 はい ある 네 예 있다 نعم हाँ हां כן بله ใช่ ya"
-)
-_SAYS_NO = (
-    "no nope false nein non não нет nie ne hayır hayir không όχι nem ei nee nej 否 不 不是 没有 無 无 不对 错误 "
-    "いいえ ない 아니요 아니오 아니 없다 لا नहीं לא خیر ไม่ ไม่ใช่ tidak"
-)
-WORDS = dict.fromkeys(_SAYS_YES.split(), "yes") | dict.fromkeys(_SAYS_NO.split(), "no")
-_OPENS = re.compile(
-    rf"\W{{0,20}}(?:(?:final\s+)?answer\s*(?:is|:)\s*)?({'|'.join(sorted(WORDS, key=len, reverse=True))})"
-    r"(?=\W{0,20}\Z|\s*[.,;:!。،、()]|\s+[–—-]\s)",
-    re.IGNORECASE,
-)
-YES_AND_NO = re.compile(r"\b(?:yes\s*(?:and|or|/|,)\s*no|no\s*(?:and|or|/|,)\s*yes)\b", re.IGNORECASE)
-
-
-def opening(text: str) -> tuple[str, str] | None:
-    """(The word of WORDS that a text opens with and that ends its clause there, "yes" or "no"); None where none does or
-    the text says both."""
-    found = _OPENS.match(text)
-    if found is None or YES_AND_NO.search(text):
-        return None
-    said = WORDS.get(found[1].casefold())  # None where letters fold in several ways, as the Turkish i
-    return (found[1], said) if said else None
-
-
-_BREAK = re.compile(r"<br\s{0,4}/?>", re.IGNORECASE)
-# "10⁹" and "1½", which NFKC alone makes "109" and "11/2".
-_RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
-_FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
-
-
-def readable(text: str) -> str:
-    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC) and of
-    HTML's entities and breaks, and of a long run of blanks its ends and, between them, each kind once. A power stays
-    one ("10^9")."""
-    text = _BREAK.sub("\n", html.unescape(text)) if "&" in text or "<" in text else text
-    text = _FRACTION.sub(" ", _RAISED.sub("^", text))
-    return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
-
-
-def _cut(text: str) -> str:
-    """`text` without the middle of long runs of blanks."""
-    return _RUN.sub(lambda run: run[1] + "".join(dict.fromkeys(run[2])) + run[3], text)
-
-
-def _undecorated(text: str) -> str:
-    """`text` without what is struck and without marks, between which blanks may have stood; ends of paragraphs are line
-    breaks."""
-    return _cut(_DECORATION.sub("", _PARAGRAPH.sub("\n", _STRUCK.sub("", text))))
-
-
-def stated(text: str, letters: str, remarks: bool = True) -> set[str] | None:
-    """Letters that the text's weightiest statements give as its answer.
-
-    Args:
-        text: what stands outside the reasoning.
-        letters: labels of the options, e.g. "ABCD"; a statement of another letter is passed over.
-        remarks: whether a remark on an option ("option B") counts where nothing weightier is stated.
-
-    Returns:
-        The letters; more than one where statements differ or one names several. None where nothing is stated.
-    """
-    plain = _undecorated(_ELEMENT.sub(_named, _told(readable(text))))
-    plain = _CONTRAST.sub(" it is ", _RULE.sub("", plain).replace("|", ":"))
-    return _corrected(plain, letters) or _weightiest(plain, letters, _TIERS if remarks else _WEIGHTY)
-
-
-def _corrected(text: str, letters: str) -> set[str] | None:
-    """Letters that are stated behind the last correction; None where there is no correction, or nothing is stated."""
-    corrections = list(_CORRECTION.finditer(text))
-    if not corrections:
-        return None
-    end = corrections[-1].end()
-    found = _weightiest(text[end:], letters, _WEIGHTY)
-    filler = _FILLERS.match(text, end)
-    return found or _weightiest(text[filler.end() if filler else end :], letters, (((_CORRECTED,), ()),))
-
-
-# "The answer is asthma": the option's text in the place of its letter, to the end of its clause.
-_TEXT = re.compile(
-    r"(?:\b(?i:(?P<final>final\s+)?(?:answer|diagnosis|choice|option)(?:\s+(?:in|for|of)\s+(?:this|the|our)(?:\s+\w+){1,2})?"
-    r"\s*(?:(?:is|would\s+be|must\s+be)\s*:?|:|=)\s*(?:(?:clearly|most\s+"
-    r"likely|likely|therefore|thus)\s+)?)"
-    r"|\b(?i:(?:respuesta|resposta|risposta|réponse|antwort|diagnóstico|diagnostic|diagnose|diagnosi|ответ|диагноз)"
-    r"(?:\s+(?:correct[ae]|correta|corretta|esatta|final|más\s+probable))?\s*(?:(?:es|é|è|est|ist|lautet)\s*:?\s|[:—–-]))\s*"
-    r"|(?:答案|诊断|診断|答え|正解|정답|진단)\s*(?:应该是|应为|是|为|為|は|은|는|이|:)\s*"
-    r"|(?:الإجابة|الجواب|التشخيص)(?:\s+(?:الصحيحة|الصحيح|النهائية))?\s*(?:هي|هو|:)\s*)"
-    r"(?P<text>[^\n;!?。]{2,200}?)(?=(?<!\b[A-Z])\.(?:\s|$)"
-    # the stop of an initial, "C. acnes", ends nothing
-    r"|\.(?:\s+[^a-z\s]|\s*$)|[\n;!?。]|です|である|입니다|이다|,?\s+(?:because|since|as|given|due|not|rather|porque|car|weil|da)\b|$)"
-    # "Asthma is the most likely diagnosis."
-    r"|(?:^|(?<=[.!?\n]\s)|(?<=\n))(?P<text_before>[^\n.;!?:,]{2,120}?)\s+is\s+(?:therefore\s+|clearly\s+)?the\s+"
-    r"(?:(?:single\s+)?(?:most\s+likely|correct|best|right|final)\s+)(?:diagnosis|answer|option|choice|explanation)\b",
-    re.MULTILINE,
-)
-
-
-def _told(text: str) -> str:
-    """`text` with a statement in the place of each element that holds a label; elements of one name that hold several
-    labels list the options, and each is a remark."""
-    held: dict[str, set[str]] = {}
-    for element in _HELD.finditer(text):
-        held.setdefault(element["name"].lower(), set()).add(element["held"].upper())
-
-    def statement(element: re.Match[str]) -> str:
-        name = element["name"].lower()
-        word = "option" if len(held[name]) > 1 else "answer"
-        final = "final " if name.startswith("final") else ""
-        return f" {final}{word}: ({element['held'].upper()}) {element['text'].lstrip('.:)] ')} "
-
-    return _HELD.sub(statement, text)
-
-
-def _named(element: re.Match[str]) -> str:
-    """The words that a tag stands for: "final answer: " for <final>, the end of a clause for </final>."""
-    name = element[1] or element[2]
-    if "/" in element[0]:
-        return ". "
-    return " final answer: " if name.lower() == "final" else f" {name}: "
-
-
-def stated_texts(text: str) -> list[str]:
-    """The answers, in words, that the text's statements give; those of a final answer alone where there are such."""
-    plain = _undecorated(readable(text))
-    found = []
-    for match in _TEXT.finditer(plain):
-        name = match.lastgroup if match.lastgroup == "text_before" else "text"
-        shared = _SHARES.match(plain, match.start(name) + 1)
-        if not shared and _is_known(plain, match, name, _TEXT) and not _withdrawn(plain, match, name):
-            found.append((match["final"], match[name].strip()))
-    return [said for final, said in found if final or not any(one for one, _ in found)]
-
-
-def _weightiest(text: str, letters: str, tiers: tuple[_Tier, ...]) -> set[str] | None:
-    """Letters that stand in the first tier of patterns that finds any.
-
-    Of a question for the exception, praise of others denies nothing: "A is correct. C is correct. Answer: B."
-    """
-    for states, praises in tiers:
-        found, praised = _letters(text, letters, states), _letters(text, letters, praises)
-        if praised and not found:
-            found = _letters(text, letters, (_EXCEPTION,))
-        if found and not found & praised and len(praised) + (_EXCEPTION.search(text) is not None) > 1:
-            return found
-        if found or praised:
-            return found | praised
-    return None
-
-
-def _letters(text: str, letters: str, patterns: Sequence[re.Pattern[str]]) -> set[str]:
-    """Letters that the statements of some patterns give."""
-    found: set[str] = set()
-    for pattern in patterns:
-        for match in pattern.finditer(text):
-            name = match.lastgroup if match.lastgroup in _LABEL_GROUPS else "letter"
-            denied = pattern is not _EXCEPTION and _withdrawn(text, match, name)
-            if not denied and _is_known(text, match, name, pattern):
-                groups = match.groupdict()
-                others = f"{groups.get('before') or ''} {groups.get('more') or ''}"
-                found |= {match[name].upper(), *re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", others)}
-    return found & set(letters)
-
-
-def _is_known(text: str, match: re.Match[str], name: str, pattern: re.Pattern[str]) -> bool:
-    """True where the words beside a letter are those of a statement, and no condition is made."""
-    start, end = _clause(text, match), _end(text, match, name)
-    far = max(0, start - 200)
-    sentence = max((mark.end() for mark in _SENTENCE.finditer(text, far, start)), default=far)
-    if _CONDITION.match(text, sentence, match.start()):
-        return False
-    if pattern is _PRAISED:
-        return _PRAISE_ENDS.match(text, end) is not None
-    if pattern not in (_FINAL, _ANSWER, _OPTION, _TEXT):
+def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
+    """True where the statement's clause denies, hedges or asks instead of stating."""
+    before = text[_clause_start(text, match) : match.start(name)]
+    if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
         return True
-    aside = text.rfind("(", start, match.start()) + 1
-    if not _KNOWN.fullmatch(text, aside or start, match.start()):
-        return False
-    if pattern is _TEXT:
+    if _EXAMPLE.search(text[max(0, match.start() - 32) : match.start()]):
         return True
-    linked = _LINKED.search(text, match.start(), match.start(name))
-    return linked is not None or _STATES.match(text, end) is not None
+    end = _statement_end(text, match, name)
+    line = text.find("\n", end)
+    stop = line if line >= 0 else len(text)
+    if _DENIED_AFTER.match(text, end, stop) or _ASKED.match(text, end, stop):
+        return True
+    return _SHARES.match(text, match.end(name)) is not None
 
 
-def _clause(text: str, match: re.Match[str]) -> int:
+def _clause_start(text: str, match: re.Match[str]) -> int:
     """The beginning of a statement's clause; looked for 200 characters back, longer than clauses are, so that time is
     linear in a long text."""
     far = max(0, match.start() - 200)
     return max((mark.end() for mark in _CLAUSE.finditer(text, far, match.start())), default=far)
 
 
-def _end(text: str, match: re.Match[str], name: str) -> int:
+def _statement_end(text: str, match: re.Match[str], name: str) -> int:
     """The end of a statement: what is matched may end in the next line, which is another clause."""
     return match.start(name) + len(text[match.start(name) : match.end()].rstrip())
-
-
-def _withdrawn(text: str, match: re.Match[str], name: str) -> bool:
-    """True where the statement's clause denies, hedges or asks instead of stating."""
-    before = text[_clause(text, match) : match.start(name)]
-    if _DENIED_BEFORE.search(before) or _HEDGED.search(before):
-        return True
-    if _EXAMPLE.search(text[max(0, match.start() - 32) : match.start()]):
-        return True
-    end = _end(text, match, name)
-    line = text.find("\n", end)
-    stop = line if line >= 0 else len(text)
-    if _DENIED_AFTER.match(text, end, stop) or _ASKED.match(text, end, stop):
-        return True
-    return _SHARES.match(text, match.end(name)) is not None

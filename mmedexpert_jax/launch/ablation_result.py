@@ -14,7 +14,7 @@ from mmedexpert_jax.launch.stage_cache import MODEL, Stages
 from mmedexpert_jax.launch.table3 import AblationRow, Claim
 from mmedexpert_jax.medeval import result_tables, stats
 from mmedexpert_jax.medeval.evaluate import Evaluation
-from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.results import rows_path
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import files, plots, report, stage_costs

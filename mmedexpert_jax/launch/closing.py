@@ -13,8 +13,8 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch.held_out import first_and_last, paired_gain, table
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
-from mmedexpert_jax.medeval.finish import rows_path
 from mmedexpert_jax.medeval.result_tables import Rows
+from mmedexpert_jax.medeval.results import rows_path
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.text_tables import aligned
 from mmedexpert_jax.runtime import files

@@ -8,7 +8,7 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation
-from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.results import rows_path
 from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.runtime import files, metrics, plots, report, stage_costs
 

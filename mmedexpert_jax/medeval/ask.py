@@ -51,6 +51,7 @@ class Asker:
         firsts = {}
         for number, question in enumerate(asked):
             first = self._keyed(question)
+            # by the key, not the number: questions that are one conversation are asked by one process
             if first is not None and first.row % self.processes == self.process:
                 firsts[number] = first
         replies = self._turn(firsts, self.num_samples)
@@ -58,9 +59,9 @@ class Asker:
         for number, found in replies.items():
             if asked[number].follow_up:
                 for sample, reply in enumerate(found):
-                    again = self._keyed(asked[number].then(reply.text), sample)
-                    if again is not None:
-                        seconds[number, sample] = again
+                    second = self._keyed(asked[number].then(reply.text), sample)
+                    if second is not None:
+                        seconds[number, sample] = second
         last = self._turn(seconds, 1)
         answered = {}
         for number, found in replies.items():
@@ -74,7 +75,7 @@ class Asker:
     def _keyed(self, question: Question, sample: int | None = None) -> Question | None:
         """The question with its key, of a second turn that to a `sample` of the first; None where it is refused."""
         settings = self.settings | {"num_samples": self.num_samples if sample is None else 1}
-        if sample is not None and sample > 0:
+        if sample:  # of equal samples each is drawn on apart, the first as in a run of one sample
             settings |= {"sample": sample}
         try:
             return replace(question, key=answer_key(question.messages, self.backend.identity, settings))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import UserError
-from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.results import Result
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.models import load_processor
 
@@ -18,6 +18,7 @@ NOTE = (
     "it refused. Two runs compare only as far as this table is the same in both; published rows were asked under their "
     "authors' conditions."
 )
+_ASKED_FOR = " (asked for "  # behind the name that a server gives, where it is not the one that was asked for
 
 
 def table(
@@ -35,23 +36,29 @@ def table(
         requests: a row for each endpoint, with the settings that its server refused.
     """
     told = {row["model"]: row for row in requests}
+    asked = sum(len(result.benchmark.items) for result in results.values())
+    under = f", {config.paradigm}" if config.paradigm else ""
     rows = []
     for target in targets:
+        server = told.get(target.name, {})
+        template, budget = _prompting(config, target)
+        served_as = server.get("answered as", "–")
+        if served_as not in ("–", "not said", target.model):
+            served_as = f"{served_as}{_ASKED_FOR}{target.model})"
+        evaluations = [result.evaluations.get(target.name) for result in results.values()]
+        answered = sum(len(evaluation.by_item()) for evaluation in evaluations if evaluation)
         kept = sum(result.kept_back.get(target.name, 0) for result in results.values())
-        asked = sum(len(result.benchmark.items) for result in results.values())
-        answered = sum(
-            len({row.id for row in result.evaluations[target.name].rows})
-            for result in results.values()
-            if target.name in result.evaluations
-        )
-        under = f", {config.paradigm}" if config.paradigm else ""
         withheld = f", {kept} of them for privacy" if kept else ""
         rows.append(
             {
                 "model": target.name,
                 "runs on": target.url or target.kind,
                 "prompt": styles[target.name] + under,
-                **_local(config, target, told.get(target.name, {})),
+                "template": template,
+                "decoding": _decoding(config, target, server.get("settings refused", "none")),
+                "image budget": budget,
+                "answered as": served_as,
+                "refused": server.get("answers refused", "–"),
                 "left out": f"{asked - answered} of {asked}{withheld}",
             }
         )
@@ -68,24 +75,6 @@ def warning(rows: Sequence[Mapping[str, str]]) -> str:
     if any(_ASKED_FOR in row["answered as"] for row in rows):
         unlike.append("another model's name in the answers")
     return f"The models were not asked alike ({', '.join(unlike)}): see How they were asked." if unlike else ""
-
-
-def _local(config: ConfigDict, target: Target, told: Mapping[str, str]) -> dict[str, str]:
-    """Template, decoding, image budget, the server's name for what answered, and its refusals."""
-    template, budget = _prompting(config, target)
-    name = told.get("answered as", "–")
-    if name not in ("–", "not said", target.model):
-        name = f"{name}{_ASKED_FOR}{target.model})"
-    return {
-        "template": template,
-        "decoding": _decoding(config, target, told.get("settings refused", "none")),
-        "image budget": budget,
-        "answered as": name,
-        "refused": told.get("answers refused", "–"),
-    }
-
-
-_ASKED_FOR = " (asked for "
 
 
 def _decoding(config: ConfigDict, target: Target, refused: str) -> str:

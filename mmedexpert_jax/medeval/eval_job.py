@@ -2,12 +2,11 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,9 +22,9 @@ from mmedexpert_jax.medeval.backends import Backend
 from mmedexpert_jax.medeval.backends.choose import generation, open_backend
 from mmedexpert_jax.medeval.controls import variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
-from mmedexpert_jax.medeval.finish import finish, slug, style
+from mmedexpert_jax.medeval.finish import finish
 from mmedexpert_jax.medeval.identifiers import sendable, sendable_requests
-from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.results import Result, slug
 from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.medeval.systems import Target, parse
 from mmedexpert_jax.remote.protocol import host_of
@@ -56,9 +55,8 @@ def run(config: ConfigDict, run: Run) -> None:
         run.finish({"answers": answered})
         print(f"process {config.process} of {config.processes} has its answers; a run of one process makes the tables")
         return
-    histories = _histories(_folder(config, run), targets)
-    styles = {target.name: style(config, target) for target in targets}
-    requests = _requests(histories)
+    requests = _requests(_folder(config, run), targets)
+    styles = {target.name: target.style(config.prompt) for target in targets}
     asked = conditions.table(config, targets, styles, results, requests)
     finish(config, run, targets, results, requests, asked)
 
@@ -82,30 +80,37 @@ def answer(config: ConfigDict, run: Run) -> tuple[list[Target], dict[str, Result
             continue
         with contextlib.closing(open_backend(config, target, folder / slug(target.name), run)) as backend:
             for key, result in results.items():
-                store = folder / slug(target.name) / slug(key)
-                items = result.benchmark.items
-                if target.kind == "endpoint":
-                    place = _found(run, f"{target.name}-{key}")
-                    items = sendable(items, f"{target.name} ({key})", config.privacy, place)
-                    result.kept_back[target.name] = len(result.benchmark.items) - len(items)
-                    if not items:
-                        raise DataError(
-                            f"config.privacy={config.privacy} keeps all {len(result.benchmark.items)} questions of "
-                            f"{key} from {target.name}; take out what may identify a person, or choose another mode"
-                        )
-                made = [one for name in config.controls for one in variants(items, name, config.rotations, config.seed)]
-                groups = [items, *(control.items for control in made)]
-                found = _evaluate(config, run, backend, target, key, groups, store)
-                asked = [key, *(f"{key}, {control.name}" for control in made)]
-                plain, *changed = (
-                    _judge(config, run, target, name, evaluation, group, folder)
-                    for name, evaluation, group in zip(asked, found, groups, strict=True)
-                )
-                result.evaluations[target.name] = plain
-                result.controls[target.name] = [
-                    replace(control, evaluation=evaluation) for control, evaluation in zip(made, changed, strict=True)
-                ]
+                _measure(config, run, backend, target, key, result, folder)
     return targets, results
+
+
+def _measure(
+    config: ConfigDict, run: Run, backend: Backend, target: Target, key: str, result: Result, folder: Path
+) -> None:
+    """Puts into `result` what one model answers to one benchmark and to its controls, judged."""
+    whole = result.benchmark.items
+    items = whole
+    if target.kind == "endpoint":
+        place = _findings_path(run, f"{target.name}-{key}")
+        items = sendable(whole, f"{target.name} ({key})", config.privacy, place)
+        result.kept_back[target.name] = len(whole) - len(items)
+        if not items:
+            raise DataError(
+                f"config.privacy={config.privacy} keeps all {len(whole)} questions of "
+                f"{key} from {target.name}; take out what may identify a person, or choose another mode"
+            )
+    made = [one for name in config.controls for one in variants(items, name, config.rotations, config.seed)]
+    groups = [items, *(control.items for control in made)]
+    found = _ask(config, run, backend, target, key, groups, folder / slug(target.name) / slug(key))
+    asked = [key, *(f"{key}, {control.name}" for control in made)]
+    plain, *changed = (
+        _judge(config, run, target, name, evaluation, group, folder)
+        for name, evaluation, group in zip(asked, found, groups, strict=True)
+    )
+    result.evaluations[target.name] = plain
+    result.controls[target.name] = [
+        replace(control, evaluation=evaluation) for control, evaluation in zip(made, changed, strict=True)
+    ]
 
 
 def models(config: ConfigDict) -> list[Target]:
@@ -203,39 +208,35 @@ def answers_folder(config: ConfigDict, run: Path) -> Path:
     return Path(config.answers or (run if config.processes == 1 else run.parent) / "answers").expanduser()
 
 
-def _histories(folder: Path, targets: Sequence[Target]) -> dict[str, Path]:
-    """Files of the attempts at the endpoints of models and judge, those that are there, the judge's last."""
-    paths = {t.name: folder / slug(t.name) / "attempts.sqlite" for t in targets if t.kind == "endpoint"}
-    return {name: path for name, path in {**paths, "judge": folder / "judge.sqlite"}.items() if path.is_file()}
-
-
-def _requests(histories: Mapping[str, Path]) -> list[dict[str, str]]:
-    """A row for each endpoint of what all runs that share the folder of answers asked of it."""
+def _requests(folder: Path, targets: Sequence[Target]) -> list[dict[str, str]]:
+    """A row for each endpoint of a model, and then for the judge's, of what all runs that share the folder of answers
+    asked of it: totals, models that the server says have answered, settings that it refused, so that it was asked
+    without them, and the share of its answers that are refusals."""
     from mmedexpert_jax import remote
 
+    paths = {t.name: folder / slug(t.name) / "attempts.sqlite" for t in targets if t.kind == "endpoint"}
     rows = []
-    for name, path in histories.items():
+    for name, path in {**paths, "judge": folder / "judge.sqlite"}.items():
+        if not path.is_file():
+            continue
         with contextlib.closing(remote.Answers(path)) as history:
             totals = {key: f"{value:,.{4 if key == 'cost' else 0}f}" for key, value in history.totals().items()}
-            rows.append({"model": name} | totals | _served(history))
+            served, declined = history.served(), history.refused()
+        models = dict.fromkeys(model for model, _, _ in served if model)
+        settings = sorted({setting for _, left_out, _ in served for setting in left_out})
+        rows.append(
+            {"model": name}
+            | totals
+            | {
+                "answered as": ", ".join(models) or "not said",
+                "settings refused": ", ".join(settings) or "none",
+                "answers refused": f"{declined} of {sum(count for *_, count in served)}",
+            }
+        )
     return rows
 
 
-def _served(history: Any) -> dict[str, str]:
-    """Models that the server says have answered, settings that it refused, so that it was asked without them, and the
-    share of its answers that are refusals."""
-    served = history.served()
-    answers, declined = sum(count for *_, count in served), history.refused()
-    refused = sorted({name for _, left_out, _ in served for name in left_out})
-    models = dict.fromkeys(model for model, _, _ in served if model)
-    return {
-        "answered as": ", ".join(models) or "not said",
-        "settings refused": ", ".join(refused) or "none",
-        "answers refused": f"{declined} of {answers}",
-    }
-
-
-def _evaluate(
+def _ask(
     config: ConfigDict,
     run: Run,
     backend: Backend,
@@ -249,7 +250,7 @@ def _evaluate(
     All groups are asked in one pass: rows of the engine never wait for the last answer of a group, and a question that
     stands in several, such as a text question beside its blind control, is asked once.
     """
-    built = [questions(items, style(config, target), config.paradigm or None) for items in groups]
+    built = [questions(items, target.style(config.prompt), config.paradigm or None) for items in groups]
     asked = [question for group in built for question in group]
     refused: list[str] = []
     with AnswerLog(folder, config.process) as answers, run.progress(len(asked), label=f"{target.name}, {key}") as bar:
@@ -295,7 +296,7 @@ def _judge(
             sendable_requests,
             receiver=f"the judge ({key}, {target.name})",
             mode=config.privacy,
-            table=_found(run, f"judge-{target.name}-{key}"),
+            table=_findings_path(run, f"judge-{target.name}-{key}"),
         )
         items = {case.id: case for case in cases}
         say = partial(print, f"{target.name}, {key}:", flush=True)
@@ -311,6 +312,6 @@ def _judge(
         return graded
 
 
-def _found(run: Run, name: str) -> Path:
-    """The file in which a run keeps what may identify a person in what it sends."""
+def _findings_path(run: Run, name: str) -> Path:
+    """The file in which a run says what may identify a person in what it sends."""
     return run.path / "export" / "privacy" / f"{slug(name)}.csv"

@@ -16,7 +16,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval import prompt_styles
 from mmedexpert_jax.medeval.evaluate import AnswerRow
-from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.results import Result
 from mmedexpert_jax.report import pages
 from mmedexpert_jax.runtime import files, report
 from mmedexpert_jax.runtime.report import Table
@@ -24,6 +24,7 @@ from mmedexpert_jax.runtime.report import Table
 PICTURES = "export/report"
 SAID = 5  # accuracies that a sentence holds
 SIDE = 768  # pixels, the longest side of a picture
+_SHOWN = ("said", "right", "verdicts", "guessed", "tokens", "truncated", "first")  # of an answer, under these names
 
 
 def write(
@@ -43,17 +44,21 @@ def write(
         paradigm: that the prompts ask for; "all" for each that applies.
         limit: items of each benchmark to browse; of more, those that a model got wrong come first.
     """
-    shown = {key: _benchmark(folder, result, styles, paradigm, limit) for key, result in results.items()}
+    shown: dict[str, dict[str, Any]] = {}
+    for key, result in results.items():
+        by_model = {name: evaluation.by_item() for name, evaluation in result.evaluations.items()}
+        chosen = _choose(result.benchmark.items, by_model, limit)
+        shown[key] = {
+            "title": result.benchmark.title,
+            "total": len(result.benchmark.items),
+            "models": list(by_model),
+            "items": [_item(folder, item, by_model, styles, paradigm) for item in chosen],
+        }
     data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
     drawn = [table for table in tables if table.drawn]
-    opening = report.Charts(
-        "In short", [table.chart() for table in drawn], [line for table in drawn for line in _said(table)]
-    )
-    sections = [
-        *([opening] if drawn else []),
-        *(replace(table, drawn=()) for table in tables),
-        *report.settings(folder),
-    ]
+    charts, told = [table.chart() for table in drawn], [line for table in drawn for line in _said(table)]
+    opening = [report.Charts("In short", charts, told)] if drawn else []
+    sections = [*opening, *(replace(table, drawn=()) for table in tables), *report.settings(folder)]
     body = Markup("\n".join(map(report.render, sections)))
     page = pages.render("medeval/page.html", title=folder.resolve().name, tables=body, data=Markup(data))
     files.write_text(folder / "report.html", page)
@@ -71,19 +76,6 @@ def _said(table: Table) -> list[str]:
     best = max(told, key=lambda pair: pair[1].value)
     shown = told if len(told) <= SAID else [best, told[-1]]
     return [f"{table.title.split(',')[0]}: " + "; ".join(f"{name} {figure.short} %" for name, figure in shown) + "."]
-
-
-def _benchmark(
-    folder: Path, result: Result, styles: Mapping[str, str], paradigm: str | None, limit: int
-) -> dict[str, Any]:
-    by_model = {name: evaluation.by_item() for name, evaluation in result.evaluations.items()}
-    chosen = _choose(result.benchmark.items, by_model, limit)
-    return {
-        "title": result.benchmark.title,
-        "total": len(result.benchmark.items),
-        "models": list(by_model),
-        "items": [_item(folder, item, by_model, styles, paradigm) for item in chosen],
-    }
 
 
 def _choose(items: Sequence[Case], by_model: Mapping[str, Mapping[str, list[AnswerRow]]], limit: int) -> list[Case]:
@@ -116,7 +108,8 @@ def _item(
             text = _prompt_text(item, styles[model], asked)
             if text not in texts:
                 texts.append(text)
-            answers[model].append(_answer(row, texts.index(text)))
+            answer = {name: getattr(row, name) for name in _SHOWN}
+            answers[model].append({"text": row.response, **answer, "prompt": texts.index(text)})
     return {
         "id": item.id,
         "question": item.question,
@@ -129,11 +122,6 @@ def _item(
     }
 
 
-def _answer(row: AnswerRow, prompt: int) -> dict[str, Any]:
-    same = ("said", "right", "verdicts", "guessed", "tokens", "truncated", "first")
-    return {"text": row.response} | {name: getattr(row, name) for name in same} | {"prompt": prompt}
-
-
 def _prompt_text(item: Case, style: str, paradigm: str | None) -> str:
     """A prompt as text, a line for each image."""
     prompt = prompt_styles.build(item, style, paradigm)
@@ -142,7 +130,9 @@ def _prompt_text(item: Case, style: str, paradigm: str | None) -> str:
         content = message["content"]
         parts = [content] if isinstance(content, str) else [part.get("text", "[image]") for part in content]
         lines.append(f"{message['role']}: " + "\n".join(parts))
-    return "\n\n".join([*lines, *([f"user, second turn: {prompt.follow_up}"] if prompt.follow_up else [])])
+    if prompt.follow_up:
+        lines.append(f"user, second turn: {prompt.follow_up}")
+    return "\n\n".join(lines)
 
 
 def _pictures(folder: Path, item: Case) -> list[str]:

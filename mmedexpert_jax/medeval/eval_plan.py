@@ -14,8 +14,8 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.medeval.ask import questions
 from mmedexpert_jax.medeval.controls import variants
 from mmedexpert_jax.medeval.eval_job import answers_folder, load, models
-from mmedexpert_jax.medeval.finish import slug, style
 from mmedexpert_jax.medeval.prompt_styles import Question, opened
+from mmedexpert_jax.medeval.results import slug
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.models import load_processor
 from mmedexpert_jax.remote import Request
@@ -54,11 +54,11 @@ def describe(config: ConfigDict) -> tuple[list[str], int]:
         lines.append(f"model      {target.name}: {target.model} on {RUNS_ON.get(target.kind, target.url or '?')}")
         count, exact = _counter(target)
         for key, benchmark in loaded.items():
-            asked = questions(items[key], style(config, target), config.paradigm or None)
+            asked = questions(items[key], target.style(config.prompt), config.paradigm or None)
             text, estimate = _estimate(config, asked, count, exact)
             if more := len(items[key]) - len(benchmark.items):
                 text += f"; {more:,} of {len(items[key]):,} items are of controls"
-            lines.append(f"{'':11}{key}, prompt {style(config, target)}: {text}{_stored(config, target, key)}")
+            lines.append(f"{'':11}{key}, prompt {target.style(config.prompt)}: {text}{_stored(config, target, key)}")
             estimates.append((target, estimate))
     ours = sum(estimate.answers for target, estimate in estimates if target.kind != "endpoint")
     return [*lines, *_sum(config, estimates), *_judge(config, items, len(models(config)))], ours

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,7 @@ from mmedexpert_jax.intervals import wilson
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.medeval import reports
 from mmedexpert_jax.medeval.scoring import read_text, score
-from mmedexpert_jax.medeval.stats import (
-    Comparison,
-    bootstrap,
-    compare,
-    majority,
-    pass_at_k,
-    stratified_bootstrap,
-)
+from mmedexpert_jax.medeval.stats import Comparison, bootstrap, compare, majority, pass_at_k, stratified_bootstrap
 from mmedexpert_jax.models import Model
 from mmedexpert_jax.processing.processor import Processor
 from mmedexpert_jax.rollout import Engine, Reply, Settings
@@ -135,6 +128,10 @@ class Evaluation:
         """The rows of one specialty, task, modality ..."""
         return Evaluation(tuple(row for row in self.rows if row.labels.get(label) == value))
 
+    def over(self, ids: Container[str]) -> "Evaluation":
+        """The rows of some items."""
+        return Evaluation(tuple(row for row in self.rows if row.id in ids))
+
     def under(self, scorer: str) -> "Evaluation":
         """The same answers under another of their verdicts."""
         return Evaluation(tuple(replace(row, right=row.verdicts.get(scorer, False)) for row in self.rows))
@@ -175,7 +172,7 @@ class Evaluation:
         least = min(map(len, items), default=0)
         if least < 2 or self.graded:
             return {}
-        votes = [majority([(_vote(row), _counted(row)) for row in rows]) for rows in items]
+        votes = [majority([_vote(row) for row in rows]) for rows in items]
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < least] + [least]
         counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
         passed = {}
@@ -185,16 +182,14 @@ class Evaluation:
         return {"majority": _figure(len(items), _mean(votes), _interval(votes)), "pass_at": passed}
 
 
-def _vote(row: AnswerRow) -> str | None:
+def _vote(row: AnswerRow) -> tuple[str | None, bool]:
+    """The text that an answer votes for, None for none, and whether it is right: by the verdict in force where a judge
+    was asked, as in the mean, else by the strict scorer's."""
+    right = row.right if "judge" in row.verdicts else row.verdicts.get("strict", row.right)
     if row.said is None:
-        return None
+        return None, right
     word = answers.yes_no(row.said) if answers.yes_no_key(row.answer) else None
-    return word or answers.vote(row.said)
-
-
-def _counted(row: AnswerRow) -> bool:
-    """The verdict by which a vote counts: the one in force where a judge was asked, as in the mean, else strict's."""
-    return row.right if "judge" in row.verdicts else row.verdicts.get("strict", row.right)
+    return word or answers.vote(row.said), right
 
 
 def compare_evaluations(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Comparison:
@@ -326,7 +321,8 @@ def evaluate(
         max_prompt_length=max_prompt_length,
     )
     engine = Engine(model, params, processor, settings, lora=lora, key=key)
-    prompts, names = (conversation(*jobs[i]) for i in own), (f"case {jobs[i][0].id}" for i in own)
+    prompts = (conversation(*jobs[number]) for number in own)
+    names = (f"case {jobs[number][0].id}" for number in own)
     rows: dict[int, list[AnswerRow]] = {}
     signum: int | None = None
     with costs.shared():
@@ -340,7 +336,7 @@ def evaluate(
     if signum := processes.largest(signum or 0):  # asked here, to which all come, and not where each has its own batch
         raise Interrupted("stopped during an evaluation; the same command makes it again", signum)
     gathered = processes.gather([[asdict(row) for row in rows[place]] for place in range(len(own))])
-    count = len(gathered)
+    count = len(gathered)  # of processes, which took the jobs in turn (`processes.own`)
     return Evaluation(tuple(AnswerRow(**row) for i in range(len(jobs)) for row in gathered[i % count][i // count]))
 
 

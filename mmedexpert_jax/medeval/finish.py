@@ -9,11 +9,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
-from mmedexpert_jax.medeval import conditions, controls, eval_page, kit_totals, paper_tables, result_tables
+from mmedexpert_jax.medeval import conditions, control_tables, eval_page, kit_totals, paper_tables, result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
-from mmedexpert_jax.medeval.paper_tables import Result
 from mmedexpert_jax.medeval.published import SOURCE
 from mmedexpert_jax.medeval.result_tables import HEADLINE, Rows
+from mmedexpert_jax.medeval.results import Result, rows_path, slug
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.report.text_tables import markdown
@@ -34,41 +34,38 @@ def finish(
     summaries = {key: _summaries(result) for key, result in results.items()}
     for name in ("tables", "rows"):  # of an earlier run with other models or benchmarks
         shutil.rmtree(run.path / "export" / name, ignore_errors=True)
-    unlike = conditions.warning(asked)
-    papers = _paper_tables(run.path, results, targets)
-    sections = list(papers)
-    headlines = []
     for key, result in results.items():
-        tables = benchmark_tables(result, summaries[key], len(results), config.judge.what)
-        sections += [replace(table, title=f"{key}: {table.title}") for table in tables]
-        headlines.append(Table(f"{result.benchmark.title}: {tables[0].title}", tables[0].rows, unlike))
-        cells = result_tables.every_cell(summaries[key])
-        _write_table(run.path, slug(key), tables[0].rows, headlines[-1].title, cells, summaries[key])
-        for table in (table for table in tables if table.title == CONTROLS):
-            headlines.append(Table(f"{result.benchmark.title}: controls", table.rows, table.note))
-            texts = [{column: str(cell) for column, cell in row.items()} for row in table.rows]
-            _write_table(run.path, f"{slug(key)}-controls", table.rows, headlines[-1].title, texts, texts, table.note)
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
             evaluation.write(rows)
     files.write_json(run.path / "export" / "summary.json", summaries)
+
+    unlike = conditions.warning(asked)
+    papers = _paper_tables(run.path, results, targets)
+    headlines: list[Table] = []  # what the terminal shows of the benchmarks
+    details: list[Table] = []  # all that table.md and the page have of them
+    for key, result in results.items():
+        tables = benchmark_tables(result, summaries[key], len(results), config.judge.what)
+        headlines += _headline_tables(run.path, key, result.benchmark.title, tables, summaries[key], unlike)
+        details += [replace(table, title=f"{key}: {table.title}") for table in tables]
     if together := kit_totals.of_three_files({key: result.evaluations for key, result in results.items()}):
         headlines.append(Table("HealthBench, its three files together", together, _TOGETHER))
-        sections.append(headlines[-1])
-    sections.append(Table("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip()))
-    files.write_text(run.path / "table.md", "\n".join(_markdown(table) for table in sections))
-    styles = {target.name: style(config, target) for target in targets}
+        details.append(headlines[-1])
+    how = Table("How they were asked", asked, f"{conditions.NOTE} {unlike}".strip())
+    files.write_text(run.path / "table.md", "\n".join(map(_markdown, (*papers, *details, how))))
+
     narrow = [
         Table(f"{table.title} (rows without a mark: {SOURCE})", paper_tables.narrow(table.rows), table.note)
         for table in papers
     ]
-    spent = {name: str(value) for name, value in costs.rounded(run.cost).items()}
     sent = [Table("Requests to endpoints", requests, _REQUESTS, True)] if requests else []
-    tables = [*narrow, *sections[len(papers) :], *sent, Table("Cost", [spent], "", True)]
-    eval_page.write(run.path, tables, results, styles, config.paradigm or None, config.report_items)
+    spent = {name: str(value) for name, value in costs.rounded(run.cost).items()}
+    shown = [*narrow, *details, how, *sent, Table("Cost", [spent], "", True)]
+    styles = {target.name: target.style(config.prompt) for target in targets}
+    eval_page.write(run.path, shown, results, styles, config.paradigm or None, config.report_items)
     run.finish({"benchmarks": summaries})
-    for table in (*narrow, *headlines, sections[-1], *sent):
+    for table in (*narrow, *headlines, how, *sent):
         result_tables.show(table.rows, table.title, table.note)
 
 
@@ -86,6 +83,22 @@ def _paper_tables(folder: Path, results: Mapping[str, Result], targets: Sequence
     return tables
 
 
+def _headline_tables(
+    folder: Path, key: str, title: str, tables: Sequence[Table], summaries: Mapping[str, Any], unlike: str
+) -> list[Table]:
+    """The headline of a benchmark's `tables` and its controls, written to export/tables/ as well."""
+    headline = Table(f"{title}: {tables[0].title}", tables[0].rows, unlike)
+    cells = result_tables.every_cell(summaries)
+    _write_table(folder, slug(key), headline.rows, headline.title, cells, summaries)
+    shown = [headline]
+    for table in tables:
+        if table.title == CONTROLS:
+            shown.append(Table(f"{title}: controls", table.rows, table.note))
+            texts = [{column: str(cell) for column, cell in row.items()} for row in table.rows]
+            _write_table(folder, f"{slug(key)}-controls", table.rows, shown[-1].title, texts, texts, table.note)
+    return shown
+
+
 def benchmark_tables(
     result: Result, summaries: Mapping[str, Mapping[str, Any]], benchmarks: int = 1, judged: str = "open"
 ) -> list[Table]:
@@ -93,7 +106,7 @@ def benchmark_tables(
     benchmark, evaluations = result.benchmark, result.evaluations
     graded = any(evaluation.graded for evaluation in evaluations.values())
     title = "Score, % (bootstrap)" if graded else HEADLINE
-    asked = controls.table(evaluations, result.controls)
+    asked = control_tables.table(evaluations, result.controls)
     headline = _headline(benchmark, summaries)
     for row in headline:  # what each control takes away stands beside the accuracy itself
         row |= {f"loss, {one['control']}": one["loss"] for one in asked if one["model"] == row["model"]}
@@ -105,10 +118,8 @@ def benchmark_tables(
     if not graded:
         tables.append(Table("Both scorers", result_tables.scorers_table(summaries), _SCORERS))
     if asked:
-        told = filter(
-            None, (controls.sentence(name, evaluations[name], made) for name, made in result.controls.items())
-        )
-        note = " ".join([*told, controls.EXPLAINED])
+        told = (control_tables.sentence(name, evaluations[name], made) for name, made in result.controls.items())
+        note = " ".join(filter(None, (*told, control_tables.EXPLAINED)))
         tables.append(Table(CONTROLS, asked, note, drawn=("model", "control", "loss")))
     if measured := result_tables.measures_table(summaries):
         tables.insert(1, Table("Measures, % (bootstrap)", measured, _MEASURES))
@@ -146,21 +157,6 @@ _UNLIKE = "Published rows were asked under their authors' conditions, measured o
 _COMPARISON = "McNemar's exact test needs one answer an item; the interval is the bootstrap's over items."
 
 
-def slug(name: str) -> str:
-    """A name as a file name."""
-    return "".join(char if char.isalnum() or char in "-." else "-" for char in name).strip("-.")
-
-
-def style(config: ConfigDict, target: Target) -> str:
-    """The prompt that a model is asked with."""
-    return config.prompt or target.prompt or "think_answer"
-
-
-def rows_path(folder: Path, benchmark: str, model: str) -> Path:
-    """The file of the rows of a model on a benchmark."""
-    return folder / "export" / "rows" / slug(benchmark) / f"{slug(model)}.jsonl"
-
-
 def _summaries(result: Result) -> dict[str, Any]:
     """Summaries by model, with the macro accuracy over the benchmark's first label where it has columns."""
     summaries = {name: evaluation.summary() for name, evaluation in result.evaluations.items()}
@@ -172,7 +168,7 @@ def _summaries(result: Result) -> dict[str, Any]:
 
 def _unlabelled(benchmark: Benchmark) -> str:
     """A sentence on the items that the macro accuracy leaves out; "" where it holds all."""
-    label = benchmark.labels[0] if benchmark.labels else ""
+    label = next(iter(benchmark.labels), "")
     count = sum(not item.labels.get(label) for item in benchmark.items) if label else 0
     return f"{count} items without a {label} are in the micro accuracy alone." if count else ""
 
@@ -183,7 +179,7 @@ def _headline(benchmark: Benchmark, summaries: Mapping[str, Mapping[str, Any]]) 
     if all(item.kind == "choice" for item in benchmark.items):
         letter, always = constant(benchmark.items)
         baselines[f"always {letter}"] = always
-    label = benchmark.labels[0] if benchmark.labels else ""
+    label = next(iter(benchmark.labels), "")
     everyone = dict(summaries) | {name: found.summary() for name, found in baselines.items()}
     headings = benchmark.columns.get(label, {})
     rows = []

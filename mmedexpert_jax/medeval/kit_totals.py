@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
-from mmedexpert_jax.report import Figure
+from mmedexpert_jax.medeval.result_tables import cell
 
 HALVES = {"vqa_rad": "kind", "pathvqa": "kind", "slake": "answer_type"}  # label that tells open from closed
 HEALTHBENCH = ("healthbench", "healthbench:hard", "healthbench:consensus")
@@ -47,19 +47,10 @@ def of_three_files(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> list[
         return []
     rows = []
     for model in evaluations[HEALTHBENCH[0]]:
-        parts = [evaluations[key].get(model) for key in HEALTHBENCH]
-        named = [
-            replace(row, id=f"{key} {row.id}")
-            for key, part in zip(HEALTHBENCH, parts, strict=True)
-            if part
-            for row in part.rows
-        ]
-        if all(parts) and named:
-            found = Evaluation(tuple(named)).accuracy()
-            rows.append(
-                {
-                    "model": model,
-                    TITLE: Figure.percent(found["accuracy"], other=found["bootstrap"] and tuple(found["bootstrap"])),
-                }
-            )
+        if all(model in evaluations[key] for key in HEALTHBENCH):
+            files = {key: evaluations[key][model] for key in HEALTHBENCH}
+            # a conversation of two files counts twice, under a name of each
+            named = [replace(row, id=f"{key} {row.id}") for key, file in files.items() for row in file.rows]
+            if named:
+                rows.append({"model": model, TITLE: cell(Evaluation(tuple(named)).accuracy())})
     return rows

@@ -5,30 +5,17 @@ A measured model stands beside a published row if it is a registered system, or 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.data.benchmarks.registry import entry_parts, spec
-from mmedexpert_jax.medeval.controls import Control
-from mmedexpert_jax.medeval.evaluate import Evaluation
 from mmedexpert_jax.medeval.published import SOURCE, TABLES, Column, PaperTable
 from mmedexpert_jax.medeval.result_tables import Rows, cell, interval_columns
+from mmedexpert_jax.medeval.results import Result
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.report import Figure
 
 PUBLISHED, MEASURED, GAP = f"published ({SOURCE})", "measured", "gap to published"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A benchmark, the evaluations of it by model, the controls that were asked of each, and the number of items that
-    `privacy=refuse` kept back."""
-
-    benchmark: Benchmark
-    evaluations: dict[str, Evaluation]
-    controls: dict[str, list[Control]] = field(default_factory=dict)
-    kept_back: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Line:
 def lines(table: PaperTable, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Line]:
     """Rows of one table; a measured model that none of its columns knows is left out."""
     found = [Line(name, size, PUBLISHED, _published(table, figures)) for (name, size), figures in table.rows.items()]
-    other = {column.heading for column in table.columns if _other(column, results)}
+    other = {column.heading for column in table.columns if _version(column, results)[1]}
     for target in targets:
         cells = {
             column.heading: measured
@@ -77,15 +64,16 @@ def measured_tables(results: Mapping[str, Result], targets: Sequence[Target]) ->
 def partly(table: PaperTable, results: Mapping[str, Result]) -> str:
     """The columns that are measured on another number of items than the published one, or on another version of the
     benchmark; "" where none is."""
+    versions = dict(_version(column, results) for column in table.columns)  # of several columns one
     found = {}
-    others = ", ".join(dict.fromkeys(filter(None, (_other(column, results) for column in table.columns))))
-    other = f"{others}: another version than the published one, without a gap." if others else ""
-    for column in table.columns:
-        if (result := _result(column, results)) is not None:
-            wanted, have = result.benchmark.census.get("published_items"), len(result.benchmark.items)
-            if wanted and wanted != have:
-                found[result.benchmark.title] = f"{result.benchmark.title} {have:,} of {wanted:,}"
+    for key in filter(None, versions):
+        benchmark = results[key].benchmark
+        wanted, have = benchmark.census.get("published_items"), len(benchmark.items)
+        if wanted and wanted != have:
+            found[benchmark.title] = f"{benchmark.title} {have:,} of {wanted:,}"
     part = f"Not the whole benchmark was measured: {', '.join(found.values())} items." if found else ""
+    others = ", ".join(key for key, is_other in versions.items() if is_other)
+    other = f"{others}: another version than the published one, without a gap." if others else ""
     return f"{part} {other}".strip()
 
 
@@ -107,13 +95,13 @@ def narrow(rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 def spread(table: PaperTable, rows: Sequence[Line]) -> Rows:
     """Rows for CSV: a column for each number."""
-    out = []
+    made = []
     for line in rows:
         row = _head(line)
         for column in table.columns:
             row |= _numbers(column.heading, line.cells.get(column.heading, {}))
-        out.append(row)
-    return out
+        made.append(row)
+    return made
 
 
 def structured(table: PaperTable, rows: Sequence[Line]) -> dict[str, Any]:
@@ -133,43 +121,30 @@ def _published(table: PaperTable, figures: Sequence[float | None]) -> dict[str, 
 
 
 def _measured(column: Column, results: Mapping[str, Result], model: str) -> dict[str, Any] | None:
-    result = _result(column, results)
+    result = results.get(_version(column, results)[0])
     if result is None or model not in result.evaluations:
         return None
     evaluation = result.evaluations[model]
     if column.part:
-        places = [
+        places = (
             (label, value)
             for label, headings in result.benchmark.columns.items()
             for value, heading in headings.items()
             if column.part in (heading, value)
-        ]
-        if not places:
+        )
+        if (place := next(places, None)) is None:
             return None
-        evaluation = evaluation.only(*places[0])
+        evaluation = evaluation.only(*place)
     return evaluation.accuracy() if evaluation.rows else None
 
 
-def _result(column: Column, results: Mapping[str, Result]) -> Result | None:
-    """The benchmark of a column: the paper's version of it, or the first other one."""
-    return results.get(_key(column, results))
-
-
-def _key(column: Column, results: Mapping[str, Result]) -> str:
-    versions = (key for key in results if key.startswith(f"{column.benchmark}:") and "@" not in key)
-    return next((key for key in _papers(column) if key in results), next(versions, ""))
-
-
-def _papers(column: Column) -> tuple[str, str]:
-    """The keys of the paper's version."""
-    name = entry_parts(column.benchmark)[0]
-    return column.benchmark, f"{column.benchmark}:{spec(name).subsets[0]}"
-
-
-def _other(column: Column, results: Mapping[str, Result]) -> str:
-    """The key of another version that stands in a column; "" where none does."""
-    key = _key(column, results)
-    return "" if key in _papers(column) else key
+def _version(column: Column, results: Mapping[str, Result]) -> tuple[str, bool]:
+    """The key of a column's benchmark, "" where it was not measured, and whether it is another version than the
+    paper's, which comes first."""
+    papers = column.benchmark, f"{column.benchmark}:{spec(entry_parts(column.benchmark)[0]).subsets[0]}"
+    others = (key for key in results if key.startswith(f"{column.benchmark}:") and "@" not in key)
+    key = next((key for key in (*papers, *others) if key in results), "")
+    return key, key not in ("", *papers)
 
 
 def _head(line: Line) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """Prompts of the evaluation kits and of the paper's models: an item becomes one conversation, or two turns of one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmedexpert_jax import answers
+from mmedexpert_jax.answers import lettered
 from mmedexpert_jax.data import prompts as training
 from mmedexpert_jax.data.case import LETTERS, Case
 from mmedexpert_jax.errors import ConfigError
@@ -49,21 +49,20 @@ class Question:
 
 def opened(messages: Messages) -> Messages:
     """The same conversation with the bytes of its images in place of their references. Raises DataError."""
-    return [
-        message
-        if isinstance(message["content"], str)
-        else {**message, "content": [_opened(part) for part in message["content"]]}
-        for message in messages
-    ]
-
-
-def _opened(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {**part, "image": part["image"].plain()} if part["type"] == "image" else dict(part)
+    made = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                {**part, "image": part["image"].plain()} if part["type"] == "image" else part for part in content
+            ]
+        made.append({**message, "content": content})
+    return made
 
 
 def styles() -> tuple[str, ...]:
     """Names that `build` takes."""
-    return tuple(STYLES)
+    return "think_answer", *_OF_PEERS
 
 
 def build(item: Case, style: str, paradigm: str | None = None) -> Question:
@@ -78,18 +77,18 @@ def build(item: Case, style: str, paradigm: str | None = None) -> Question:
         ConfigError: an unknown style, a paradigm where there is no place for it, or a style that asks for a letter and
             an item without options.
     """
-    if style not in STYLES:
-        raise ConfigError(f"no prompt {style!r}: choose one of {', '.join(STYLES)}")
+    if style not in styles():
+        raise ConfigError(f"no prompt {style!r}: choose one of {', '.join(styles())}")
     if item.kind == "rubric":  # a conversation as its file has it, which any style of prompt would change
         turns = [{"role": role, "content": text} for role, text in (*item.turns, ("user", item.question))]
         return Question(item, style, turns, "plain", paradigm=paradigm)
-    if style == "think_answer":
-        return _think_answer(item, paradigm)
+    if style == "think_answer":  # as in training (`data.prompts`); the form of answer is the paper's (appendix D)
+        return Question(item, style, [_user(item, training.question(item, paradigm))], "tags", paradigm=paradigm)
     if paradigm:
         raise ConfigError(f"the prompt {style} has no place for a paradigm: use think_answer")
-    if style in LETTER_ONLY and item.kind != "choice":
+    if style in _LETTER_ONLY and item.kind != "choice":
         raise ConfigError(f"the prompt {style} asks for a letter, and {item.benchmark} {item.id} has no options")
-    return replace(STYLES[style](item), case=item)  # a style may show a part of its images
+    return Question(item, style, *_OF_PEERS[style](item))
 
 
 def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
@@ -101,19 +100,9 @@ def _user(item: Case, text: str, named: bool = False) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def option_lines(item: Case, form: str = "{}. {}") -> list[str]:
-    """Options with their letters."""
-    return answers.lettered(item.options, form)
-
-
 def _distributed(item: Case) -> str:
     """The question as its file has it (MedXpertQA's hold the choices), which is how the kits show it."""
     return item.columns.get("raw_question", item.question)
-
-
-def _think_answer(item: Case, paradigm: str | None = None) -> Question:
-    """The prompt of this project's training (`data.prompts`): the form of answer is the paper's (appendix D)."""
-    return Question(item, "think_answer", [_user(item, training.question(item, paradigm))], "tags", paradigm=paradigm)
 
 
 _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3b, utils/question_formats.py
@@ -142,7 +131,7 @@ _KIT_ASKS = {  # rule of judgement -> (direct, reasoning), MedEvalKit git 9b12e3
 }
 
 
-def _medevalkit(item: Case, reasoning: bool = False) -> Question:
+def _medevalkit(item: Case, reasoning: bool = False) -> tuple[Messages, str]:
     """MedEvalKit's: no system turn; MedXpertQA's images, and several images of any, are named.
 
     The kit shows MedXpertQA's choices twice, since the file's questions hold them already, and of MMMU's images the
@@ -151,39 +140,38 @@ def _medevalkit(item: Case, reasoning: bool = False) -> Question:
     rule = kit_rule(item)
     chinese = " zh" if item.labels.get("language") == "zh" else ""
     if rule == "mmmu":
-        options = "".join(f"{line}\n" for line in option_lines(item, "({}) {}"))
+        options = "".join(f"{line}\n" for line in lettered(item.options, "({}) {}"))
         shown = "\n\n".join([item.question, options] if options else [item.question])
         text = f"\n{shown}\n\n        {_KIT_ASKS['choice' if options else 'close'][reasoning]}"
         item = replace(item, images=item.images[:1])
     elif rule == "choice":
-        options = "\n".join(item.columns.get("raw_options", option_lines(item)))
+        options = "\n".join(item.columns.get("raw_options", lettered(item.options)))
         question, choices = ("问题：", "选项：") if chinese else ("Question:", "Options:")
         text = f"\n{question} {_distributed(item)}\n{choices} \n{options}\n{_KIT_ASKS[rule + chinese][reasoning]}"
     else:
         asks = _KIT_ASKS[rule + chinese][reasoning] if rule != "report" else ""
         text = f"{_distributed(item)}\n{asks}".strip("\n")
     named = len(item.images) > 1 or item.benchmark == "medxpertqa_mm"
-    style = "medevalkit_reasoning" if reasoning else "medevalkit"
     form = "boxed" if reasoning and rule != "report" else "plain"  # the kit asks for no box around a report
-    return Question(item, style, [_user(item, text, named)], form)
+    return [_user(item, text, named)], form
 
 
-def _medxpertqa(item: Case) -> Question:
+def _medxpertqa(item: Case) -> tuple[Messages, str, str]:
     """MedXpertQA's zero-shot chain of thought (git f21247d): two turns, images after the text."""
     question = _distributed(item).strip()
     if "Answer Choices:" not in question:
-        question += "\nAnswer Choices: " + " ".join(option_lines(item, "({}) {}"))
+        question += "\nAnswer Choices: " + " ".join(lettered(item.options, "({}) {}"))
     images = [{"type": "image", "image": image} for image in item.images]
     text = {"type": "text", "text": f"Q: {question}\nA: Let's think step by step."}
     system = {"role": "system", "content": "You are a helpful medical assistant."}
     last = LETTERS[len(item.options) - 1]
     trigger = f"Therefore, among A through {last}, the answer is"
-    return Question(item, "medxpertqa", [system, {"role": "user", "content": [text, *images]}], "plain", trigger)
+    return [system, {"role": "user", "content": [text, *images]}], "plain", trigger
 
 
-def _medvlm_r1(item: Case) -> Question:
+def _medvlm_r1(item: Case) -> tuple[Messages, str]:
     """MedVLM-R1's, as on its model card, indentation included."""
-    problem = "\n".join([item.question, *option_lines(item, "{}) {}")])
+    problem = "\n".join([item.question, *lettered(item.options, "{}) {}")])
     lines = (
         f"{problem} ",
         "Your task: ",
@@ -192,31 +180,31 @@ def _medvlm_r1(item: Case) -> Question:
         "3. No extra information or text outside of these tags.",
         "",
     )
-    return Question(item, "medvlm_r1", [_user(item, "".join(f"\n    {line}" for line in lines))], "tags")
+    return [_user(item, "".join(f"\n    {line}" for line in lines))], "tags"
 
 
-def _med_r1(item: Case) -> Question:
+def _med_r1(item: Case) -> tuple[Messages, str]:
     """Med-R1's (`src/eval_vqa/test_qwen2vl_vqa.py`): options in the line of the question."""
-    problem = f"{item.question} {', '.join(option_lines(item, '{}){}'))}"
+    problem = f"{item.question} {', '.join(lettered(item.options, '{}){}'))}"
     asks = (
         "Think through the question step by step in <think>...</think> tags. Then provide the correct single-letter "
         "choice (A, B, C, D,...) inside <answer>...</answer> tags."
     )
-    return Question(item, "med_r1", [_user(item, f"{problem} {asks}")], "tags")
+    return [_user(item, f"{problem} {asks}")], "tags"
 
 
-def _medvlthinker(item: Case) -> Question:
+def _medvlthinker(item: Case) -> tuple[Messages, str]:
     """MedVLThinker's (git a3163b1, `eval/run_offline_inference.py`); its line break is a backslash and an n."""
     asks = (
         "You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
         r"providing the answer.\nWrite your final answer within <answer> </answer> tags."
     )
-    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *option_lines(item)])
-    return Question(item, "medvlthinker", [_user(item, text)], "tags")
+    text = "\n\n".join([asks, f"Question: {item.question}", "Options:", *lettered(item.options)])
+    return [_user(item, text)], "tags"
 
 
-STYLES: dict[str, Callable[[Case], Question]] = {
-    "think_answer": _think_answer,
+# The other styles: messages, form of answer and, where there are two turns, the second, as `Question` takes them.
+_OF_PEERS: dict[str, Callable[[Case], tuple[Messages, str] | tuple[Messages, str, str]]] = {
     "medevalkit": _medevalkit,
     "medevalkit_reasoning": lambda item: _medevalkit(item, reasoning=True),
     "medxpertqa": _medxpertqa,
@@ -224,4 +212,4 @@ STYLES: dict[str, Callable[[Case], Question]] = {
     "med_r1": _med_r1,
     "medvlthinker": _medvlthinker,
 }
-LETTER_ONLY = ("medxpertqa", "medvlm_r1", "med_r1", "medvlthinker")
+_LETTER_ONLY = ("medxpertqa", "medvlm_r1", "med_r1", "medvlthinker")

@@ -31,12 +31,12 @@ def models_table(summaries: Mapping[str, Mapping[str, Any]], group: str = "speci
     """One row per model: accuracy in all and by `group`, parse rate and mean length. Takes `Evaluation.summary()`s."""
     rows = []
     for name, summary in summaries.items():
-        parts = {value: cell(accuracy) for value, accuracy in summary["by"].get(group, {}).items()}
+        groups = {value: cell(accuracy) for value, accuracy in summary["by"].get(group, {}).items()}
         rest = {
             "parsed": _percent(summary["parse_rate"]),
             "tokens": f"{summary['mean_length']:.0f}" if summary["mean_length"] else "–",
         }
-        rows.append({"model": name, "accuracy": cell(summary)} | parts | rest)
+        rows.append({"model": name, "accuracy": cell(summary)} | groups | rest)
     return rows
 
 
@@ -89,11 +89,11 @@ def every_cell(summaries: Mapping[str, Mapping[str, Any]]) -> Rows:
     a figure does not have is empty."""
     rows = []
     for name, summary in summaries.items():
-        parts = {("all", ""): summary} | {(f"all, {s}", ""): found for s, found in summary["scorers"].items()}
-        parts |= {(label, value): found for label, by in summary["by"].items() for value, found in by.items()}
+        lines = {("all", ""): summary} | {(f"all, {s}", ""): found for s, found in summary["scorers"].items()}
+        lines |= {(label, value): found for label, by in summary["by"].items() for value, found in by.items()}
         if "macro" in summary:
-            parts["macro over", summary["macro"]["over"]] = summary["macro"]
-        for (label, value), found in parts.items():
+            lines["macro over", summary["macro"]["over"]] = summary["macro"]
+        for (label, value), found in lines.items():
             head = {"model": name, "part": label, "value": value, "items": str(found["items"])}
             rows.append(head | {"accuracy": f"{100 * found['accuracy']:.2f}"} | interval_columns(found))
     return rows

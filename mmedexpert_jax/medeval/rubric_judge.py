@@ -11,6 +11,7 @@ from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.remote import Client, Request
 
 _MET = re.compile(r"""\bcriteria_met\b["'*_`]{0,3}\s*[:=][\s"'*`]{0,6}(true|false)\b""", re.IGNORECASE)
+_Judged = Sequence[tuple[ScoredCriterion, bool | None]]  # criteria, and whether each is met; None: not judged
 # Our words for the authors' grader: the conversation, one criterion with its points, a verdict as JSON.
 _ASKS = """\
 You grade the last turn of a conversation, the assistant's response, by one criterion of a rubric.
@@ -59,24 +60,25 @@ def grade(
         if items[row.id].kind != "rubric":
             rows.append(row)
             continue
-        criteria = items[row.id].columns["criteria"]
-        found = [verdicts.get(f"{row.id}, row {number}, criterion {place}") for place in range(len(criteria))]
-        known = [verdict for verdict in found if verdict is not None]
-        if len(known) == len(criteria) and any(one.points > 0 for one in criteria):
-            rows.append(graded(row, criteria, known))
+        found = [
+            (criterion, verdicts.get(f"{row.id}, row {number}, criterion {place}"))
+            for place, criterion in enumerate(items[row.id].columns["criteria"])
+        ]
+        judged = graded(row, found)
+        if judged.grade is not None and all(verdict is not None for _, verdict in found):
+            rows.append(judged)
     return Evaluation(tuple(rows))
 
 
-def graded(row: AnswerRow, criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> AnswerRow:
-    """The row with its grade, and as measures the grades over the criteria of each axis that can earn points."""
-    axes = dict.fromkeys(tag for one in criteria for tag in one.tags if tag.startswith("axis:"))
+def graded(row: AnswerRow, found: _Judged) -> AnswerRow:
+    """The row with its grade, None where no point can be earned, and as measures the grades over the criteria of each
+    axis that can earn points."""
     measures = {}
-    for axis in axes:
-        pairs = [(one, verdict) for one, verdict in zip(criteria, verdicts, strict=True) if axis in one.tags]
-        share = _fraction([one for one, _ in pairs], [verdict for _, verdict in pairs])
+    for axis in dict.fromkeys(tag for one, _ in found for tag in one.tags if tag.startswith("axis:")):
+        share = _share_of_points([pair for pair in found if axis in pair[0].tags])
         if share is not None:
             measures[axis.partition(":")[2].replace("_", " ")] = share
-    return replace(row, grade=_fraction(criteria, verdicts), measures=measures)
+    return replace(row, grade=_share_of_points(found), measures=measures)
 
 
 def met(reply: str) -> bool | None:
@@ -85,10 +87,10 @@ def met(reply: str) -> bool | None:
     return said.pop() == "true" if len(said) == 1 else None
 
 
-def _fraction(criteria: Sequence[ScoredCriterion], verdicts: Sequence[bool]) -> float | None:
+def _share_of_points(found: _Judged) -> float | None:
     """Points earned over those that can be; None where none can."""
-    most = sum(one.points for one in criteria if one.points > 0)
-    earned = sum(one.points for one, verdict in zip(criteria, verdicts, strict=True) if verdict)
+    most = sum(one.points for one, _ in found if one.points > 0)
+    earned = sum(one.points for one, is_met in found if is_met)
     return earned / most if most else None
 
 

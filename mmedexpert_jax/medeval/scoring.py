@@ -8,7 +8,6 @@ from mmedexpert_jax import answers
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.medeval import kit
-from mmedexpert_jax.statements import stated, stated_texts
 
 SCORERS = ("strict", "medevalkit", "medxpertqa")
 FORMS = ("tags", "boxed", "plain")
@@ -103,25 +102,18 @@ def read_choice(response: str, options: Sequence[str], form: str = "tags") -> st
         options: option texts without letters.
         form: one of FORMS.
     """
-    tagged = _tagged(response)
-    if form == "tags" or tagged is not None:
+    if form == "tags" or answers.parse(response).answer is not None:
         return answers.choice(response, options)
     if (content := _boxed(response, options)) is not None:
-        return _choice(content, options)
+        return answers.chosen(content, options)
     if form == "boxed":
         return None
     text = answers.spoken(response).strip()
-    if whole := _choice(text, options) or _choice(text.strip("* \n"), options):
+    if whole := answers.chosen(text, options) or answers.chosen(text.strip("* \n"), options):
         return whole
-    letters = answers.LETTERS[: len(options)]
     told = answers.set_apart(answers.without_list(text, options), options)
-    if stated(told, letters, remarks=False):
-        return answers.one_stated(told, options)
-    read = {_choice(line, options) for line in (*_ends(told), *stated_texts(told))} | {answers.yes_or_no(text, options)}
-    read -= {None}
-    if not read:
-        return answers.one_stated(told, options, remarks=True)
-    return read.pop() if len(read) == 1 else None
+    others = [answers.yes_or_no(text, options), *(answers.chosen(line, options) for line in _ends(told))]
+    return answers.by_statements(told, options, others, remarks=True)
 
 
 def read_official(response: str, count: int) -> str | None:
@@ -146,7 +138,7 @@ def read_yes_no(response: str, form: str = "tags") -> str | None:
 def read_text(response: str, form: str = "tags") -> str | None:
     """The answer as text: of the last answer block; unless `form` is tags, of the last box; in a plain form, else all
     that is said outside the reasoning. None where it is empty or absent."""
-    text = _tagged(response)
+    text = answers.parse(response).answer
     if text is None and form != "tags":
         text = _boxed(response)
     if text is None and form == "plain":
@@ -200,19 +192,11 @@ def _ends(text: str) -> list[str]:
     return ends if pairs else lines
 
 
-def _choice(text: str, options: Sequence[str]) -> str | None:
-    """`answers.chosen` of a text that holds something."""
-    return answers.chosen(text, options) if text.strip() else None
-
-
-def _tagged(response: str) -> str | None:
-    return answers.parse(response).answer
-
-
 def _boxed(response: str, options: Sequence[str] = ()) -> str | None:
     """Content of the last box outside the reasoning, "" where it is one of two ("\\boxed{B} or \\boxed{C}") that do not
     choose the same of `options`; None where there is none or it is not closed."""
     text = answers.spoken(response)
     if two := _TWO_BOXES.search(text):
-        return two["two"] if _choice(two["one"], options) == _choice(two["two"], options) is not None else ""
+        one, other = (answers.chosen(two[name], options) for name in ("one", "two"))
+        return two["two"] if one == other is not None else ""
     return answers.boxed(text)

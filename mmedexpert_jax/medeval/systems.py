@@ -58,6 +58,10 @@ class Target:
     # name and size of the published row that it stands beside; None where there is none
     row: tuple[str, str] | None = None
 
+    def style(self, prompt: str) -> str:
+        """The style of prompt that it is asked with, where config.prompt is `prompt`."""
+        return prompt or self.prompt or "think_answer"
+
 
 def parse(entry: str, url: str = "") -> Target:
     """A model from `[name=]model`: a path or hub id for the JAX engine; "system:NAME[/FOLDER]" for a row of the
@@ -80,8 +84,11 @@ def parse(entry: str, url: str = "") -> Target:
     if kind == "system":
         name, _, folder = rest.partition("/")
         system = _system(name)
-        if bool(folder) != bool(system.folders):
-            raise ConfigError(_folders(name, system))
+        if folder and not system.folders:
+            raise ConfigError(f"system:{name} is one checkpoint: leave the folder away")
+        if system.folders and not folder:
+            some = ", ".join(f"system:{name}/{folder}" for folder in system.folders)
+            raise ConfigError(f"{system.model} holds several checkpoints: name one, such as {some}")
         runs = "endpoint" if url and system.served else system.kind
         title = f"{system.title} {system.size} {folder}".strip()
         row = system.row if name in SYSTEMS else None
@@ -113,13 +120,6 @@ def _system(name: str) -> System:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"no system {name!r}; {hint}choose one of {', '.join(known)}")
     return known[name]
-
-
-def _folders(name: str, system: System) -> str:
-    if not system.folders:
-        return f"system:{name} is one checkpoint: leave the folder away"
-    some = ", ".join(f"system:{name}/{folder}" for folder in system.folders)
-    return f"{system.model} holds several checkpoints: name one, such as {some}"
 
 
 def _row(name: str) -> tuple[str, str] | None:

@@ -52,6 +52,7 @@ def chart(
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:
+    """At most MOST points or one more at even distances, the first and the last among them."""
     stride = cdiv(len(points), MOST)
     return [*points[:-1:stride], points[-1]]
 

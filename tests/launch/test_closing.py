@@ -11,7 +11,7 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch.closing import closing, compared_runs, result, sentence
 from mmedexpert_jax.launch.held_out import first_and_last, gain
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
-from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.results import rows_path
 from mmedexpert_jax.report.text_tables import folded
 from mmedexpert_jax.runtime import Run, files
 from tests.terminal import EMULATORS, screen

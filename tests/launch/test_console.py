@@ -18,7 +18,7 @@ from mmedexpert_jax.launch import cli, console
 from mmedexpert_jax.launch.closing import compared_runs
 from mmedexpert_jax.medeval import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.evaluate import judged
-from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.results import rows_path
 from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import Run
 

@@ -139,7 +139,9 @@ def test_of_a_hub_repository_one_folder_is_fetched(folder, tmp_path, monkeypatch
     config = load_config("configs/evaluate.py")
     backend = open_backend(config, parse("system:med-r1/VQA_CT"), tmp_path, SimpleNamespace(interrupted=lambda: None))
     assert backend.identity["weights"] == weights_hash(str(folder))
-    assert asked == [(("yuxianglai117/Med-R1",), {"allow_patterns": ["VQA_CT/*"]})]
+    ((repository,), how) = asked[0]
+    assert len(asked) == 1 and repository == "yuxianglai117/Med-R1"
+    assert how == {"repo_type": "model", "revision": None, "allow_patterns": ["VQA_CT/*"], "ignore_patterns": None}
     with pytest.raises(DataError, match="yuxianglai117/Med-R1 holds no folder VQA_US; see https"):
         open_backend(config, parse("system:med-r1/VQA_US"), tmp_path, SimpleNamespace(interrupted=lambda: None))
 

@@ -9,7 +9,7 @@ from mmedexpert_jax.data.benchmarks import Benchmark
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval import conditions
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
-from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.results import Result
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.rollout import Reply
 

@@ -10,7 +10,8 @@ from PIL import Image
 from mmedexpert_jax.config import field_of
 from mmedexpert_jax.data.benchmarks import ImageRef
 from mmedexpert_jax.data.case import Case
-from mmedexpert_jax.medeval.controls import CONTROLS, consistency, letter_bias, near_pairs, sentence, table, variants
+from mmedexpert_jax.medeval.control_tables import consistency, letter_bias, sentence, table
+from mmedexpert_jax.medeval.controls import CONTROLS, near_pairs, variants
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.processing.images import open_image
 from mmedexpert_jax.rollout import Reply

@@ -9,7 +9,8 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.medeval.backends.endpoint import EndpointBackend
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
-from mmedexpert_jax.medeval.judge import judge, read
+from mmedexpert_jax.medeval.judge import judge
+from mmedexpert_jax.medeval.judge_verdict import read
 from mmedexpert_jax.medeval.prompt_styles import Question
 from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.remote import Answers, Client, Endpoint

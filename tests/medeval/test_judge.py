@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import RemoteError
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
-from mmedexpert_jax.medeval.judge import judge, read
+from mmedexpert_jax.medeval.judge import judge
+from mmedexpert_jax.medeval.judge_verdict import read
 from mmedexpert_jax.rollout import Reply
 
 RIGHT = (

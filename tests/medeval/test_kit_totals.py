@@ -10,7 +10,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.medeval import kit_totals
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
 from mmedexpert_jax.medeval.finish import benchmark_tables
-from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.results import Result
 
 LABEL = kit_totals.HALVES
 

@@ -15,7 +15,7 @@ from mmedexpert_jax.medeval import controls, eval_page
 from mmedexpert_jax.medeval.controls import Control
 from mmedexpert_jax.medeval.evaluate import Evaluation, judged
 from mmedexpert_jax.medeval.finish import benchmark_tables
-from mmedexpert_jax.medeval.paper_tables import Result
+from mmedexpert_jax.medeval.results import Result
 from mmedexpert_jax.report import Figure
 from mmedexpert_jax.rollout import Reply
 from mmedexpert_jax.runtime import files

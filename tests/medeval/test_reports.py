@@ -214,7 +214,7 @@ def test_a_rubric_that_can_earn_nothing_judges_no_answer():
 def test_a_mean_below_zero_counts_as_zero():
     item = Case("1", "Q", (), "", kind="rubric", benchmark="healthbench")
     (row,) = judged(item, [Reply("x", 1, False)], form="plain")
-    bad = rubric_judge.graded(row, [ScoredCriterion("a", 1.0), ScoredCriterion("b", -4.0)], [False, True])
+    bad = rubric_judge.graded(row, [(ScoredCriterion("a", 1.0), False), (ScoredCriterion("b", -4.0), True)])
     assert bad.grade == -4 and Evaluation((bad,)).accuracy()["accuracy"] == 0
 
 

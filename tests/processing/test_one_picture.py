@@ -143,7 +143,7 @@ def readers(data: bytes, tmp_path, **view) -> dict[str, np.ndarray]:
     seen = {
         "training": image.picture(),
         "evaluation": open_image(part["image"]),
-        "torch": torch_model._part(part)["image"],
+        "torch": torch_model._plain([{"role": "user", "content": [part]}])[0]["content"][0]["image"],
         "report of a run": sample,
         "review": shown(shown_in_review(reviewed)[0]),
         "collected": raw.picture(),

@@ -7,7 +7,7 @@ from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.launch import pipeline_result
 from mmedexpert_jax.medeval.eval_job import MINI
 from mmedexpert_jax.medeval.evaluate import AnswerRow, Evaluation
-from mmedexpert_jax.medeval.finish import rows_path
+from mmedexpert_jax.medeval.results import rows_path
 from mmedexpert_jax.runtime import Run, files, report
 from tests.accessibility import serious
 

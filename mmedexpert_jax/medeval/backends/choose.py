@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmedexpert_jax.border import one_line
-from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
+from mmedexpert_jax import hub
+from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.medeval.backends.base import Backend
 from mmedexpert_jax.medeval.systems import Target
 from mmedexpert_jax.rollout import Settings
@@ -18,7 +18,7 @@ def open_backend(config: ConfigDict, target: Target, folder: Path, run: Run) -> 
 
     Raises:
         ConfigError: an endpoint without a URL or without its key.
-        DataError: no such model.
+        DataError: no such model, or no such folder in its repository.
         RemoteError: the hub cannot be reached.
     """
     if target.kind == "endpoint":
@@ -39,7 +39,12 @@ def open_backend(config: ConfigDict, target: Target, folder: Path, run: Run) -> 
         return TransformersBackend(target.model, settings, run.interrupted)
     from mmedexpert_jax.medeval.backends.jax_engine import JaxBackend
 
-    path = _fetched(target.model, target.folder) if target.folder else target.model
+    path = target.model
+    if target.folder:  # one of several checkpoints in a repository: that folder is downloaded, and nothing else of it
+        place = hub.snapshot(path, [f"{target.folder}/*"]) / target.folder
+        if not place.is_dir():
+            raise DataError(f"{path} holds no folder {target.folder}; see https://huggingface.co/{path}/tree/main")
+        path = str(place)
     return JaxBackend(path, config.model.dtype, settings, run.interrupted)
 
 
@@ -49,19 +54,6 @@ def generation(config: ConfigDict) -> dict[str, Any]:
     if config.temperature > 0:
         settings |= {"top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
     return settings
-
-
-def _fetched(repository: str, folder: str) -> str:
-    """A folder of a hub repository, downloaded into the hub's cache, and nothing else of it."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        root = snapshot_download(repository, allow_patterns=[f"{folder}/*"])
-    except Exception as error:  # the hub's clients raise their own, requests' and OS errors
-        raise RemoteError(f"{repository}: {one_line(error)}; download {folder}/ by hand and give its path") from None
-    if not (Path(root) / folder).is_dir():
-        raise DataError(f"{repository} holds no folder {folder}; see https://huggingface.co/{repository}/tree/main")
-    return str(Path(root) / folder)
 
 
 def _endpoint(config: ConfigDict, target: Target, folder: Path, run: Run) -> Backend:

@@ -81,17 +81,18 @@ def weights_hash(path: str) -> str:
 
 
 def content_hash(directories: Iterable[Path], suffixes: tuple[str, ...] = _SUFFIXES) -> str:
-    """Hash of the files with `suffixes` in directories, as `fingerprint` takes it."""
+    """Hash of the files with `suffixes` in directories, read as `weights_hash` says."""
     digest = hashlib.sha256()
     for folder in directories:
         for file in sorted(folder.iterdir()):
             if file.suffix in suffixes and file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-                _add(digest, file)
+                _add_parts(digest, file)
     return digest.hexdigest()
 
 
-def _add(digest: "hashlib._Hash", file: Path) -> None:
+def _add_parts(digest: "hashlib._Hash", file: Path) -> None:
+    """Adds a file's stretches, all of a small one, and of a larger one the ends of its tensors."""
     size = file.stat().st_size
     step = max(_SAMPLED, size // _STRETCHES)
     with file.open("rb") as source:
@@ -101,12 +102,12 @@ def _add(digest: "hashlib._Hash", file: Path) -> None:
         source.seek(max(0, size - _SAMPLED))
         digest.update(source.read(_SAMPLED))
         if step > _SAMPLED:
-            for start in sorted({*range(0, size, _APART), *_ends(source)}):
+            for start in sorted({*range(0, size, _APART), *_tensor_ends(source)}):
                 source.seek(start)
                 digest.update(source.read(_GRAIN))
 
 
-def _ends(source: BinaryIO) -> set[int]:
+def _tensor_ends(source: BinaryIO) -> set[int]:
     """Offsets of the first and the last _GRAIN bytes of each tensor of a safetensors file; none of another file."""
     source.seek(0)
     length = int.from_bytes(source.read(8), "little")

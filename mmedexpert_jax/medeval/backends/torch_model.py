@@ -120,17 +120,13 @@ def _named(path: str) -> tuple[str, str]:
 
 def _plain(messages: Messages) -> Messages:
     """Images opened, for processors that take no bytes; every content as a list of parts, for templates."""
-    return [{**message, "content": [_part(part) for part in _parts(message["content"])]} for message in messages]
-
-
-def _parts(content: Any) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _part(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] != "image":
-        return part
-    return {"type": "image", "image": open_image(part["image"])}
+    made = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [{**part, "image": open_image(part["image"])} if part["type"] == "image" else part for part in parts]
+        made.append({**message, "content": parts})
+    return made
 
 
 def _reply(processor: Any, tokens: list[int], stops: list[int]) -> Reply:

@@ -1,0 +1,28 @@
+"""The record of a measured benchmark, and the files that hold its rows."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmedexpert_jax.data.benchmarks import Benchmark
+from mmedexpert_jax.medeval.controls import Control
+from mmedexpert_jax.medeval.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark, and by model what was measured on it."""
+
+    benchmark: Benchmark
+    evaluations: dict[str, Evaluation]
+    controls: dict[str, list[Control]] = field(default_factory=dict)  # that were asked
+    kept_back: dict[str, int] = field(default_factory=dict)  # number of items that `privacy=refuse` did not send
+
+
+def slug(name: str) -> str:
+    """A name as a file name."""
+    return "".join(char if char.isalnum() or char in "-." else "-" for char in name).strip("-.")
+
+
+def rows_path(folder: Path, benchmark: str, model: str) -> Path:
+    """The file of the rows of a model on a benchmark, in a run's folder."""
+    return folder / "export" / "rows" / slug(benchmark) / f"{slug(model)}.jsonl"
