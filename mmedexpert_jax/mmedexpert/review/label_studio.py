@@ -48,7 +48,7 @@ def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = 
     Args:
         verdicts: add what has been said so far as annotations, which every annotator there can see.
     """
-    said: Mapping[str, Mapping[str, Opinion]] = given(store) if verdicts else {}
+    said = given(store) if verdicts else {}
     paths = []
     for modality in ("text", "image"):
         tasks = [_task(trace, said.get(trace.id, {})) for trace in traces if trace.case.modality == modality]
