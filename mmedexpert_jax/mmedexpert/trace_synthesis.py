@@ -63,7 +63,7 @@ def synthesise(
     """
     tally, pending, settled = Tally(), list(pairs), 0
     for sample in range(settings.candidates):
-        last = sample + 1 == settings.candidates
+        last = sample + 1 == settings.candidates  # after it a pair is through even where no candidate has passed
 
         def on_trace(passed: bool, over: bool = last) -> None:
             nonlocal settled
