@@ -1,7 +1,6 @@
 """Verdicts from and for other tools: what Label Studio and Argilla share, and the trail itself as JSON lines."""
 
 import base64
-import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -186,8 +185,3 @@ def _utc(time: str) -> str:
 def user_id(name: str) -> str:
     """An id for a name in tools that want UUIDs."""
     return str(uuid.uuid5(NAMESPACE, name))
-
-
-def short(text: str) -> str:
-    """A short id that depends on the text alone."""
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
