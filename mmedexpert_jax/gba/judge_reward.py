@@ -140,7 +140,7 @@ def report_sent(cases: Sequence[Case], texts: Sequence[str], reported: set[str],
     """Prints a line on the cases that, with what was said to them, may identify a person; each case once."""
     rows: dict[str, list[privacy.Found]] = defaultdict(list)
     for case, text in zip(cases, texts, strict=True):
-        parts = [("question", case.question), ("options", case.options), ("key", case.answer), ("response", text)]
+        parts = [("question", case.question), ("options", case.options), ("key", case.golds), ("response", text)]
         rows[case.id] += privacy.scan_texts(parts)
     new = {name: found for name, found in rows.items() if name not in reported}
     if line := privacy.line(new, reader, mode):

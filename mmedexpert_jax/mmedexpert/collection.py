@@ -34,7 +34,7 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
         DataError: unreadable files, too many refused rows, or no case left.
     """
     found = gather(config)
-    _write_rejected(folder, found)
+    _write_rejected(folder, found)  # also where the next line ends the job
     check_share(found, config.data.max_rejected)
     several = with_several_keys(found.records)
     found.drop(several, "key-differs", lambda r: f"{r.source_id}: the same case stands with another key, too")
@@ -43,7 +43,7 @@ def collect(config: ConfigDict, folder: Path, store: Store, voter: Teacher | Non
     tests = decontamination.test_sets(config.benchmarks)
     pairs, compared = decontamination.leaked(found.records, tests), decontamination.compared(tests)
     gone = {id for _, id in pairs.dropped()}
-    where = {pair.train_id: f"{pair.test_set} {pair.test_id}" for pair in reversed(pairs.pairs)}
+    where = {pair.train_id: f"{pair.test_set} {pair.test_id}" for pair in reversed(pairs.pairs)}  # the first of a case
     found.drop([r for r in found.records if r.id in gone], "contaminated", lambda record: where[record.id])
     _write_rejected(folder, found)
     _write_repeated(folder, repeated)
@@ -133,10 +133,11 @@ def choose(records: list[RawCase], limit: int, seed: int) -> list[RawCase]:
 
 
 def _without_repeats(found: Collection, repeated: Sequence[Duplicate]) -> None:
+    # by hand, not by `drop`, which takes out all cases of an id: of those that are the same the first stays
+    for one in repeated:
+        if one.same:
+            found.reject(one.record.source, 0, "duplicate", f"of {one.of}", {"id": one.of, "row": one.record.source_id})
     first = list({record.id: record for record in reversed(found.records)}.values())[::-1]
-    again = [one for one in repeated if one.same]
-    for one in again:
-        found.reject(one.record.source, 0, "duplicate", f"of {one.of}", {"id": one.of, "row": one.record.source_id})
     found.records = first
     near = {one.record.id: one for one in repeated if not one.same}
     close = [record for record in first if record.id in near]

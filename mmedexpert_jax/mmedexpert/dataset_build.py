@@ -26,8 +26,6 @@ from mmedexpert_jax.processing.segments import PNG
 
 QUESTIONS = 10  # on one vignette at most; a text before more of them is an introduction
 VIGNETTE = 12  # words from which on the text before a last question tells a patient, and is no mere introduction
-
-
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "id": (TEXT, "stable, unique; <source>-<hash of the case>.<paradigm>"),
     "question": (TEXT, "vignette and question, without options"),
@@ -51,8 +49,6 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "review": (TEXT, "accept, edit, or none where nobody has looked"),
     "flags": (TEXTS, "remarks of collection and stage 1"),
 }
-
-
 SCHEMA = columns.schema({name: kind for name, (kind, _) in COLUMNS.items()})
 
 
@@ -134,6 +130,8 @@ def split(built: Sequence[Built], dev: float, test: float, seed: int) -> dict[st
             groups.setdefault(group[one.trace.case.id], set()).add(one.trace.case.id)
         count, done = sum(map(len, groups.values())), 0
         first, second = round(test * count), round((test + dev) * count)
+        # test is filled first, then dev, so that the rest, whatever its groups' sizes, is train; a vignette that a
+        # specialty before this one has placed stays where it is
         for vignette, ids in sorted(groups.items(), key=lambda item: seeded(seed, min(item[1]))):
             known.setdefault(vignette, ("test", "dev", "train")[(done >= first) + (done >= second)])
             done += len(ids)
@@ -157,7 +155,7 @@ def _groups(cases: Mapping[str, RawCase]) -> dict[str, str]:
         people.setdefault(case.person, []).append(id)
         for sha in {picture.sha256 for picture in case.images}:
             shown.setdefault(sha, []).append(id)
-    joined: dict[str, str] = {}  # name of a group -> that of another that it belongs to
+    joined: dict[str, str] = {}  # union-find: name of a group -> that of another that it belongs to
 
     def whole(name: str) -> str:
         while name in joined:
@@ -196,6 +194,7 @@ def write(directory: Path, splits: Mapping[str, Sequence[Built]]) -> dict[str, s
                 path = directory / folder / f"{name}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 table = pa.Table.from_pylist(rows, schema=SCHEMA)
+                # 100 rows a group, as `datasets` writes pictures: a reader holds so many at once, and no more
                 parquet.write_table(table, path, compression="zstd", row_group_size=100)
                 hashes[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return hashes

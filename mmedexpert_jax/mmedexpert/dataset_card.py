@@ -66,7 +66,10 @@ def write(
         {"source": source, "licence": licence or "none stated", "may be passed on": "yes" if open_ else "no", "rows": n}
         for (source, licence, open_), n in sorted(licences.items())
     ]
-    split_rows = [{"split": name} | _flat(counts(built)) for name, built in splits.items()]
+    split_rows = [
+        {"split": name, "all": row["all"], **row["specialty"], **row["paradigm"], **row["modality"]}
+        for name, row in made["rows"].items()
+    ]
     tables = {
         "splits": split_rows,
         "columns": [{"column": name, "meaning": meaning} for name, (_, meaning) in COLUMNS.items()],
@@ -76,9 +79,12 @@ def write(
         "margins": margins(made["funnel"]),
         "funnel": made["funnel"],
     }
-    told = {"teacher": made["teacher"], "review": _review(Counter(one.review for one in rows))}
     files = {folder: [name for name in hashes if name.rpartition("/")[0] == folder] for folder in ("", *SPECIALTIES)}
-    told["configs"] = {folder: names for folder, names in files.items() if names}
+    told = {
+        "teacher": made["teacher"],
+        "review": _review(Counter(one.review for one in rows)),
+        "configs": {folder: names for folder, names in files.items() if names},
+    }
     texts = {name: markdown(table).rstrip("\n") for name, table in tables.items()}
     return pages.render("mmedexpert/dataset_card.md", **texts, **told) + "\n"
 
@@ -93,10 +99,3 @@ def _review(states: Counter) -> str:
 def _count(values: Any, names: Sequence[str]) -> dict[str, int]:
     found = Counter(values)
     return {name: found[name] for name in names}
-
-
-def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return {name: value for name, value in flat.items() if name not in ("accept", "edit", "none")}

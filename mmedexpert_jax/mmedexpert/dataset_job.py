@@ -29,6 +29,7 @@ from mmedexpert_jax.mmedexpert.factory_store import FILE, Store, private
 from mmedexpert_jax.mmedexpert.local_teacher import Teacher
 from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import verdicts, waiting
+from mmedexpert_jax.mmedexpert.trace_synthesis import Tally, TraceSettings
 from mmedexpert_jax.remote import Answers
 from mmedexpert_jax.report.text_tables import markdown
 from mmedexpert_jax.rounding import cdiv
@@ -38,6 +39,21 @@ STAGES = ("collect", "trace", "filter", "judge", "build")
 SAMPLES = 200  # traces that the report shows
 
 MakeTeacher = Callable[[ConfigDict, Answers], tuple[str, Teacher]]
+
+
+def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:
+    """Carries out `config.stages` in their order.
+
+    Args:
+        run: the open run; `factory.sqlite` in it survives `fresh`, so that neither answers nor verdicts are lost.
+        make_teacher: (config group, store of answers) -> name and teacher; launch/ makes it.
+    """
+    with private(), contextlib.closing(Factory(config, run, make_teacher)) as factory:
+        for stage in (name for name in STAGES if name in config.stages):
+            stop_if(run.interrupted, f"stopped before {stage}; the same command resumes")
+            getattr(factory, stage)()
+        if "build" not in config.stages:
+            run.finish(run.summary)
 
 
 class Factory:
@@ -56,7 +72,7 @@ class Factory:
         self.store.close()
 
     def collect(self) -> None:
-        """Stage 1 of the data set: the cases."""
+        """The cases of all sources, cleaned and stratified, in the store."""
         voter = self._make_teacher(self.config.teacher, self.answers)[1] if self.config.votes else None
         found = collect(self.config, self.export, self.store, voter)
         print(f"collected {self.store.count_cases()} cases, refused {len(found.rejected)} rows", flush=True)
@@ -64,13 +80,14 @@ class Factory:
     def trace(self) -> None:
         """The candidates of every case, with stage 1's check of each."""
         name, teacher = self._make_teacher(self.config.teacher, self.answers)
-        settings, pairs = self.settings(name), self.pairs()
+        settings, pairs = TraceSettings.from_config(self.config, name), self.pairs()
         self.store.clear_traces()
         self.store.put_fact("teacher", name)
+        figures = getattr(teacher, "figures", None)  # rate and spend, which an endpoint's client counts
         with self.run.progress(len(pairs), label="traces") as progress:
 
             def shown(count: int) -> None:
-                progress.update(count, _figures(teacher, len(pairs) - count))
+                progress.update(count, figures(len(pairs) - count) if figures else {})
 
             tally = trace_synthesis.synthesise(pairs, teacher, self.store, settings, shown)
         print(chance_line(tally), flush=True)
@@ -80,15 +97,17 @@ class Factory:
 
     def filter(self) -> None:
         """Checks all stored candidates again, as the settings now are."""
-        words = self.settings("").words
-        every = list(self.store.traces(passed=None))
-        checked = [
-            replace(t, check=filters.check(t.response, t.case, t.paradigm, words, _finish(self.answers, t.request)))
-            for t in every
-        ]
-        self.store.put_traces(new for new, old in zip(checked, every, strict=True) if new.check != old.check)
-        passed = sum(trace.check.passed for trace in checked)
-        print(f"stage 1: {passed} of {len(checked)} candidates pass", flush=True)
+        words = TraceSettings.from_config(self.config).words
+        every, changed, passed = list(self.store.traces(passed=None)), [], 0
+        for trace in every:
+            reply = self.answers.get(trace.request)
+            finish = reply.finish if reply else "stop"
+            check = filters.check(trace.response, trace.case, trace.paradigm, words, finish)
+            passed += check.passed
+            if check != trace.check:
+                changed.append(replace(trace, check=check))
+        self.store.put_traces(changed)
+        print(f"stage 1: {passed} of {len(every)} candidates pass", flush=True)
 
     def judge(self) -> None:
         """Has what passed judged, where a judge is named."""
@@ -102,24 +121,19 @@ class Factory:
 
     def build(self) -> None:
         """The data set, its card and manifest, the report."""
-        config, settings = self.config, self.settings(self.store.fact("teacher") or "")
+        settings = TraceSettings.from_config(self.config, self.store.fact("teacher") or "")
+        reviewed = self.config.reviewed
         every, said = list(self.store.traces(passed=None)), verdicts(self.store)
         open_still = waiting(self.store)
         decided = [trace for trace in every if trace.check.passed and trace.id not in open_still]
-        chosen = dataset_build.choose(decided, said, config.reviewed, settings.words)
+        chosen = dataset_build.choose(decided, said, reviewed, settings.words)
         rows = funnel.funnel(self.pairs(), every, said, chosen)
         if chosen:
             self._write(chosen, rows, settings)
         self._report(rows, every)
         if not chosen:
-            raise DataError(
-                f"{self.store.path}: {nothing(every, config.reviewed, open_still)}; see {self.run.path / 'table.md'}"
-            )
-
-    def settings(self, teacher: str) -> trace_synthesis.TraceSettings:
-        """Settings of the requests for traces, and of their check."""
-        config = self.config
-        return trace_synthesis.TraceSettings(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
+            why = nothing(every, reviewed, open_still)
+            raise DataError(f"{self.store.path}: {why}; see {self.run.path / 'table.md'}")
 
     def pairs(self) -> list[tuple[RawCase, str]]:
         """Cases and designated paradigms. Raises ConfigError before the first stage."""
@@ -128,7 +142,7 @@ class Factory:
             raise ConfigError(f"{self.store.path} holds no cases: run --config.stages=collect first, or all stages")
         return eligibility.assign(records, self.config.paradigm_policy, self.config.seed)
 
-    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: trace_synthesis.TraceSettings) -> None:
+    def _write(self, chosen: Sequence[Built], rows: list[dict], settings: TraceSettings) -> None:
         """export/dataset with all rows, export/public without those that may not be passed on, or may identify a
         person."""
         config = self.config
@@ -136,9 +150,10 @@ class Factory:
         free = [one for one in chosen if one.trace.case.redistributable or config.include_restricted]
         named = [one for one in free if dataset_build.identifies(one)]
         passed_on = {one.trace.id for one in free} - {one.trace.id for one in named}
-        # not split anew, where a case of train might come to test
-        opened = {name: [one for one in built if one.trace.id in passed_on] for name, built in whole.items()}
-        public = {name: built for name, built in opened.items() if built}
+        public = {}
+        for name, built in whole.items():  # not split anew, where a case of train might come to test
+            if kept := [one for one in built if one.trace.id in passed_on]:
+                public[name] = kept
         for folder, splits in (("dataset", whole), ("public", public)):
             path = self.export / folder
             with files.writing(path), files.replacing(path) as target:
@@ -146,9 +161,8 @@ class Factory:
                 facts = {name: self.store.fact(name) or {} for name in ("sources", "compared")}
                 made = dataset_card.manifest(splits, hashes, facts, settings, rows, config.reviewed)
                 border.write_json(target / "manifest.json", made)
-                files.write_text(
-                    target / "README.md", dataset_card.write(splits, hashes, made, self.store.fact("collection") or [])
-                )
+                card = dataset_card.write(splits, hashes, made, self.store.fact("collection") or [])
+                files.write_text(target / "README.md", card)
         sizes = {name: len(built) for name, built in whole.items()}
         listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
         left_out = len(chosen) - sum(map(len, public.values()))
@@ -166,7 +180,7 @@ class Factory:
 
     def _report(self, rows: list[dict], every: list) -> None:
         """table.md, samples/ and report.html, also where nothing could be built."""
-        tally = trace_synthesis.Tally()
+        tally = Tally()
         for trace in every:
             trace_synthesis.count(tally, trace)
         shown = [_sample(trace) for trace in every[:: max(1, cdiv(len(every), SAMPLES))]]
@@ -185,21 +199,6 @@ class Factory:
             self.run.finish({"rows": rows[-1], "luck": chance_line(tally), "dataset": str(self.export / "dataset")})
         report.report_run(self.run.path, [report.Table(title, table) for title, table in tables.items()])
         print(markdown(tables["Cases left after each stage"]) + chance_line(tally), flush=True)
-
-
-def run(config: ConfigDict, run: Run, make_teacher: MakeTeacher) -> None:
-    """Carries out `config.stages` in their order.
-
-    Args:
-        run: the open run; `factory.sqlite` in it survives `fresh`, so that neither answers nor verdicts are lost.
-        make_teacher: (config group, store of answers) -> name and teacher; launch/ makes it.
-    """
-    with private(), contextlib.closing(Factory(config, run, make_teacher)) as factory:
-        for stage in (name for name in STAGES if name in config.stages):
-            stop_if(run.interrupted, f"stopped before {stage}; the same command resumes")
-            getattr(factory, stage)()
-        if "build" not in config.stages:
-            run.finish(run.summary)
 
 
 def nothing(every: Sequence[Trace], reviewed: str, waits: Mapping[str, str]) -> str:
@@ -226,7 +225,7 @@ def nothing(every: Sequence[Trace], reviewed: str, waits: Mapping[str, str]) -> 
     )
 
 
-def chance_line(tally: trace_synthesis.Tally) -> str:
+def chance_line(tally: Tally) -> str:
     """Candidates that match the key, beside those that a blind choice would match."""
     if not tally.asked:
         return "no candidate was answered"
@@ -234,12 +233,6 @@ def chance_line(tally: trace_synthesis.Tally) -> str:
         f"{tally.asked} candidates: {tally.matched} match the key ({tally.matched / tally.asked:.1%}); by luck alone "
         f"{tally.by_luck:.0f} would ({tally.by_luck / tally.asked:.1%}); {tally.passed} pass stage 1"
     )
-
-
-def _figures(teacher: Teacher, left: int) -> dict[str, float]:
-    """Rate, spend and projected spend, where the teacher knows them."""
-    figures = getattr(teacher, "figures", None)
-    return figures(left) if figures else {}
 
 
 def served(answers: Answers) -> list[dict[str, Any]]:
@@ -252,11 +245,6 @@ def served(answers: Answers) -> list[dict[str, Any]]:
         }
         for model, left_out, count in answers.served()
     ]
-
-
-def _finish(answers: Answers, key: str) -> str:
-    reply = answers.get(key)
-    return reply.finish if reply else "stop"
 
 
 def _sample(trace: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mmedexpert_jax.mmedexpert.duplicates import duplicates
 from mmedexpert_jax.mmedexpert.factory_store import FILE
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources.raw_collection import check_share
+from mmedexpert_jax.mmedexpert.trace_synthesis import TraceSettings
 from mmedexpert_jax.remote import Request, Usage
 from mmedexpert_jax.remote.messages import estimate_tokens
 from mmedexpert_jax.remote.protocol import endpoint
@@ -30,6 +31,8 @@ def describe(config: ConfigDict) -> str:
     records = [eligibility.with_paradigms(specialties.classify(record)) for record in unique]
     records = choose(records, config.limit, config.seed)
     pairs = eligibility.assign(records, config.paradigm_policy, config.seed)
+    settings = TraceSettings.from_config(config)
+    asked = [trace_synthesis.request(record, paradigm, 0, settings) for record, paradigm in pairs]
     places, ways = Counter(r.specialty for r in records), Counter(paradigm for _, paradigm in pairs)
     images, closed = sum(bool(r.images) for r in records), sum(not r.redistributable for r in records)
     run = Path(config.workdir)
@@ -43,7 +46,7 @@ def describe(config: ConfigDict) -> str:
         f"tests     to be held against {', '.join(config.benchmarks) or 'no test set'}",
         f"traces    {len(pairs)} wanted ({', '.join(f'{name} {ways[name]}' for name in PARADIGMS)}), "
         f"{len(records) - len({record.id for record, _ in pairs})} cases without a paradigm",
-        *_requests(config, [_request(config, *pair) for pair in pairs]),
+        *_requests(config, asked),
         _disk(config, records, pairs),
         "nothing was run; leave out --config.plan to start",
     ]
@@ -55,11 +58,6 @@ def _disk(config: ConfigDict, records: list[RawCase], pairs: list[tuple[RawCase,
     cases = sum(CASE + len(r.question) + sum(len(image.open()) for image in r.images) for r in records)
     candidates = len(pairs) * config.candidates * (CANDIDATE + 6 * config.words[1])
     return f"disk      at most about {(3 * cases + candidates) / 1e6:.1f} MB: the store, export/dataset, export/public"
-
-
-def _request(config: ConfigDict, record: RawCase, paradigm: str) -> Request:
-    settings = trace_synthesis.TraceSettings("", config.candidates, config.teacher.prompt, tuple(config.words))
-    return trace_synthesis.request(record, paradigm, 0, settings)
 
 
 def _requests(config: ConfigDict, asked: list[Request]) -> list[str]:

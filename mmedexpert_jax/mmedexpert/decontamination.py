@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mmedexpert_jax.data import benchmarks, contamination
 from mmedexpert_jax.data.benchmarks import Benchmark
-from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
 
@@ -94,7 +93,10 @@ def _whole(name: str, source: Path) -> list[Benchmark]:
             wrong.append(error)
     if not held[known.splits[0]]:
         raise wrong[0]
-    items = {_told(item): item for found in held.values() for part in found for item in part.items}
+    # by id and texts: subsets share items, and some count their ids anew
+    items = {
+        (item.id, item.question, item.options): item for found in held.values() for part in found for item in part.items
+    }
     lacking = [_lacking(f"{name}@{split}") for split, found in held.items() if not found]
     return [replace(held[known.splits[0]][0], items=tuple(items.values())), *_unnamed(name, named), *lacking]
 
@@ -111,8 +113,3 @@ def _unnamed(name: str, subsets: set[str]) -> list[Benchmark]:
 
 def _lacking(name: str) -> Benchmark:
     return Benchmark(name, name, ())
-
-
-def _told(item: Case) -> tuple[str, str, tuple[str, ...]]:
-    """An item's id and texts: subsets share items, and some count their ids anew."""
-    return item.id, item.question, item.options

@@ -154,7 +154,7 @@ class Store(Database):
     def fact(self, name: str) -> Any:
         """The value kept under a name; None for none."""
         rows = self.read("SELECT value FROM facts WHERE name = ?", name)
-        return self._stored(rows[0][0]) if rows else None
+        return border.parse_json(rows[0][0], str(self.path)) if rows else None
 
     def _image(self, name: str, sha256: str) -> ImageRef:
         """A picture that stays in the file until it is asked for: those of all cases may be more than the memory."""
@@ -162,11 +162,8 @@ class Store(Database):
         image.__dict__["sha256"] = sha256  # the cached property, which would read the picture
         return image
 
-    def _stored(self, text: str) -> Any:
-        return border.parse_json(text, str(self.path))
-
     def _record(self, text: str) -> RawCase:
-        values = self._stored(text)
+        values = border.parse_json(text, str(self.path))
         values["images"] = [self._image(name, sha) for name, sha in values["images"]]
         whole = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         fields: dict[str, Any] = {RENAMED.get(key, key): value for key, value in whole.items()}

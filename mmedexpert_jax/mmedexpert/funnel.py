@@ -1,5 +1,6 @@
 """The funnel: how many cases are left after each stage, by modality, paradigm and specialty."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from mmedexpert_jax.mmedexpert.record import RawCase, Trace
 from mmedexpert_jax.mmedexpert.review import Verdict
 
 STAGES = ("raw", "traced", "matched", "passed", "reviewed", "built")
+MODALITIES = ("text", "image")
+LABELS = ("modality", "paradigm", "specialty")  # of a cell
 Cell = tuple[str, str, str]
 
 
@@ -26,51 +29,43 @@ def funnel(
     """
     counts: dict[str, set[tuple[Cell, str]]] = {stage: set() for stage in STAGES}
     for record, paradigm in pairs:
-        counts["raw"].add((_cell(record, paradigm), record.id))
+        counts["raw"].add(_place(record, paradigm))
     for trace in traces:
-        place = (_cell(trace.case, trace.paradigm), trace.case.id)
+        place = _place(trace.case, trace.paradigm)
         counts["traced"].add(place)
-        if trace.check.answer is not None and "wrong-answer" not in trace.check.reasons:
+        if trace.check.matched:
             counts["matched"].add(place)
         if trace.check.passed:
             counts["passed"].add(place)
         if trace.id in verdicts:
             counts["reviewed"].add(place)
     for one in built:
-        counts["built"].add((_cell(one.trace.case, one.trace.paradigm), one.trace.case.id))
+        counts["built"].add(_place(one.trace.case, one.trace.paradigm))
     sums = {stage: Counter(cell for cell, _ in places) for stage, places in counts.items()}
-    cells = [
-        (modality, paradigm, specialty)
-        for modality in ("text", "image")
-        for paradigm in PARADIGMS
-        for specialty in SPECIALTIES
-        if any(sums[stage][modality, paradigm, specialty] for stage in STAGES)
-    ]
-    rows: list[dict[str, Any]] = [
-        {"modality": cell[0], "paradigm": cell[1], "specialty": cell[2]} | {s: sums[s][cell] for s in STAGES}
-        for cell in cells
-    ]
-    return [*rows, total(rows, "all")]
-
-
-def total(rows: Sequence[Mapping[str, Any]], name: str, **where: str) -> dict[str, Any]:
-    """The sum of the rows that have the given labels."""
-    chosen = [row for row in rows if all(row[key] == value for key, value in where.items())]
-    labels = {"modality": name, "paradigm": "", "specialty": ""} | where
-    return labels | {stage: sum(row[stage] for row in chosen) for stage in STAGES}
+    rows: list[dict[str, Any]] = []
+    for cell in itertools.product(MODALITIES, PARADIGMS, SPECIALTIES):
+        found = {stage: sums[stage][cell] for stage in STAGES}
+        if any(found.values()):
+            rows.append(dict(zip(LABELS, cell, strict=True)) | found)
+    return [*rows, {"modality": "all", "paradigm": "", "specialty": ""} | _sums(rows)]
 
 
 def margins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Sums by modality, paradigm and specialty, and in all, as rows of one label each."""
-    cells, out = rows[:-1], []
-    labels = {"modality": ("text", "image"), "paradigm": PARADIGMS, "specialty": SPECIALTIES}
-    for label, values in labels.items():
+    *cells, whole = rows
+    out = []
+    for label, values in zip(LABELS, (MODALITIES, PARADIGMS, SPECIALTIES), strict=True):
         for value in values:
-            found = total(cells, "", **{label: value})
+            found = _sums([cell for cell in cells if cell[label] == value])
             if found["raw"]:
-                out.append({"cases": value} | {stage: found[stage] for stage in STAGES})
-    return [*out, {"cases": "all"} | {stage: rows[-1][stage] for stage in STAGES}]
+                out.append({"cases": value} | found)
+    return [*out, {"cases": "all"} | {stage: whole[stage] for stage in STAGES}]
 
 
-def _cell(record: RawCase, paradigm: str) -> Cell:
-    return record.modality, paradigm, record.specialty
+def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {stage: sum(row[stage] for row in rows) for stage in STAGES}
+
+
+def _place(record: RawCase, paradigm: str) -> tuple[Cell, str]:
+    """The cell that a case is counted in, and its id, by which it is counted once."""
+    return (record.modality, paradigm, record.specialty), record.id

@@ -9,7 +9,6 @@ from mmedexpert_jax.remote.messages import content_key
 
 OnReply = Callable[[int, EndpointReply], None]
 Answer = Callable[[list[list[dict[str, Any]]], list[int]], list[tuple[str, int, bool]]]
-Interrupted = Callable[[], int | None]
 
 
 class Teacher(Protocol):

@@ -72,55 +72,62 @@ class Move:
     made: Callable[[Statements], bool]  # whether a trace makes it
 
 
-def _candidates(trace: Statements) -> bool:
-    return len(trace.named(trace.text)) >= min(3, len(trace.options))
-
-
-def _for_and_against(trace: Statements) -> bool:
+def _weighs(trace: Statements) -> bool:
+    """True where two statements, one of two options, none of an open question, speak against something, and one for
+    it."""
     against = sum(bool(_AGAINST.search(step)) for step in trace.steps)
     return against >= min(2, len(trace.options) - 1) and bool(_FOR.search(trace.text))
 
 
-def _pattern(trace: Statements) -> bool:
-    return PARADIGMS["intuitive"].follows(_joined(trace.steps), trace.options)
-
-
-def _no_list(trace: Statements) -> bool:
-    excluded = [i for step in trace.steps if _AGAINST.search(step) for i in trace.named(step) if i != trace.chosen]
-    return len(set(excluded)) < 2
-
-
-def _links(trace: Statements) -> bool:
-    return sum(bool(_CAUSAL.search(step)) for step in trace.steps) >= 2
-
-
 def _updates(trace: Statements) -> bool:
+    """True for two findings between the prior and the conclusion, one of them with the direction of its update."""
     prior = next((i for i, step in enumerate(trace.steps) if BASE.search(apart(step, trace.options))), 0)
     between = [re.sub(r"^\s*(?:evidence|证据)\s*[:：]", "", step, flags=re.I) for step in trace.steps[prior + 1 : -1]]
     findings = [part for step in between for part in re.split(r"[,;.]\s|[，；。]", step) if word_count(part) > 1]
     return len(findings) >= 2 and bool(_DIRECTION.search(" ".join(between)))
 
 
-def _order(trace: Statements) -> bool:
-    return PARADIGMS["bayesian"].follows(_joined(trace.steps), trace.options)
+def _lists_none(trace: Statements) -> bool:
+    """True where at most one option beside the chosen one is excluded: a second makes it a differential diagnosis."""
+    excluded = {i for step in trace.steps if _AGAINST.search(step) for i in trace.named(step) if i != trace.chosen}
+    return len(excluded) < 2
 
 
-def _conclusion(trace: Statements) -> bool:
+def _concludes(trace: Statements) -> bool:
+    """True for a last statement that names the chosen option, or none."""
     named = trace.named(trace.steps[-1])
     return not named or trace.chosen in named
 
 
 REQUIRED: dict[str, tuple[Move, ...]] = {
     "differential": (
-        Move("candidates", "Name at least three of the options, word for word, as candidates.", _candidates),
-        Move("for-and-against", "Weigh findings for and against them and eliminate at least two.", _for_and_against),
+        Move(
+            "candidates",
+            "Name at least three of the options, word for word, as candidates.",
+            lambda trace: len(trace.named(trace.text)) >= min(3, len(trace.options)),
+        ),
+        Move("for-and-against", "Weigh findings for and against them and eliminate at least two.", _weighs),
     ),
     "intuitive": (
-        Move("pattern", "Name the few findings that form the pattern, and say what they are typical of.", _pattern),
+        Move(
+            "pattern",
+            "Name the few findings that form the pattern, and say what they are typical of.",
+            lambda trace: PARADIGMS["intuitive"].structure(list(trace.steps), trace.options),
+        ),
     ),
-    "analytical": (Move("links", "Link cause and effect at least twice (because, therefore, leads to).", _links),),
+    "analytical": (
+        Move(
+            "links",
+            "Link cause and effect at least twice (because, therefore, leads to).",
+            lambda trace: sum(bool(_CAUSAL.search(step)) for step in trace.steps) >= 2,
+        ),
+    ),
     "bayesian": (
-        Move("prior-to-posterior", "State the prior first, then the evidence, and the posterior last.", _order),
+        Move(
+            "prior-to-posterior",
+            "State the prior first, then the evidence, and the posterior last.",
+            lambda trace: PARADIGMS["bayesian"].structure(list(trace.steps), trace.options),
+        ),
         Move("updates", "Update on at least two findings, and say for each in which direction.", _updates),
     ),
 }
@@ -129,14 +136,14 @@ _NO_PROBABILITIES = Move(
     "Do not speak of prior or posterior probabilities.",
     lambda trace: not _PROBABILITY.search(apart(trace.text, trace.options)),
 )
-_NO_LIST = Move("list", "Do not list candidates and exclude them one by one.", _no_list)
+_NO_LIST = Move("list", "Do not list candidates and exclude them one by one.", _lists_none)
 FORBIDDEN: dict[str, tuple[Move, ...]] = {
     "differential": (_NO_PROBABILITIES,),
     "intuitive": (_NO_LIST, _NO_PROBABILITIES),
     "analytical": (_NO_LIST, _NO_PROBABILITIES),
     "bayesian": (),
 }
-CONCLUSION = Move("conclusion", "End with the option that follows, word for word.", _conclusion)
+CONCLUSION = Move("conclusion", "End with the option that follows, word for word.", _concludes)
 
 
 def moves(paradigm: str) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
@@ -161,10 +168,6 @@ def missing(trace: str, paradigm: str, options: Sequence[str], chosen: int) -> l
     required, forbidden = moves(paradigm)
     found = [f"missing:{move.name}" for move in (*required, CONCLUSION) if not move.made(seen)]
     found += [f"forbidden:{move.name}" for move in forbidden if not move.made(seen)]
-    if not found and not PARADIGMS[paradigm].follows(trace, tuple(options)):
+    if not found and not PARADIGMS[paradigm].structure(steps, seen.options):
         found.append("missing:structure")
     return found
-
-
-def _joined(steps: Sequence[str]) -> str:
-    return " ".join(f"({number}) {step}" for number, step in enumerate(steps, 1))

@@ -57,6 +57,11 @@ class Check:
     reasons: tuple[str, ...] = ()  # why it failed, of `filters.REASONS`; empty where it passed
     flags: tuple[str, ...] = ()  # remarks that do not fail it, for whoever reviews it, of `filters.FLAGS`
 
+    @property
+    def matched(self) -> bool:
+        """True where the answer is the key, whatever else the response lacks."""
+        return self.answer is not None and "wrong-answer" not in self.reasons
+
 
 @dataclass(frozen=True)
 class Judgement:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ml_collections import ConfigDict
+
 from mmedexpert_jax import answers
 from mmedexpert_jax.mmedexpert import filters, teacher_prompts
 from mmedexpert_jax.mmedexpert.factory_store import Store
@@ -27,6 +29,11 @@ class TraceSettings:
     candidates: int  # at most so many for a case and paradigm
     style: str  # of the prompts, "full" or "short"
     words: tuple[int, int]  # bounds of a trace's length
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, teacher: str = "") -> "TraceSettings":
+        """From a dataset job's config; a plan and a check need no teacher's name."""
+        return cls(teacher, config.candidates, config.teacher.prompt, tuple(config.words))
 
 
 @dataclass
@@ -56,7 +63,7 @@ def synthesise(
     """
     tally, pending, settled = Tally(), list(pairs), 0
     for sample in range(settings.candidates):
-        last = sample + 1 == settings.candidates
+        last = sample + 1 == settings.candidates  # after it a pair is through even where no candidate has passed
 
         def on_trace(passed: bool, over: bool = last) -> None:
             nonlocal settled
@@ -133,7 +140,7 @@ def whole(reply: EndpointReply) -> str:
 def count(tally: Tally, trace: Trace) -> None:
     """Adds a candidate to a tally, in place."""
     tally.asked += 1
-    tally.matched += trace.check.answer is not None and "wrong-answer" not in trace.check.reasons
+    tally.matched += trace.check.matched
     tally.by_luck += 1 / len(trace.case.options) if trace.case.options else 0.0  # nobody hits upon words by luck
     tally.passed += trace.check.passed
     tally.reasons.update(trace.check.reasons)

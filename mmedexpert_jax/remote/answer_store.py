@@ -7,7 +7,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, si
 CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, host TEXT NOT NULL, collected INTEGER NOT NULL);
 """
 CLAIM_SECONDS = 3600.0  # above what one request may take, its waits between tries included
-_COLUMNS = "key, started, seconds, status, outcome, detail, prompt_tokens, completion_tokens, cached_tokens, "
-_COLUMNS += "reasoning_tokens, cost, response_id, host"
-
-
+_COLUMNS = (  # an Attempt's fields in their order, those of its Usage in the place of that
+    "key, started, seconds, status, outcome, detail, prompt_tokens, completion_tokens, cached_tokens, "
+    "reasoning_tokens, cost, response_id, host"
+)
 _said: set[tuple[Path, str]] = set()  # stores, and the hosts of their answers of which `say_elsewhere` has told
 
 
@@ -64,13 +64,7 @@ class Answers(Database):
         Raises:
             ResourceError: the disk is full, or cannot be written.
         """
-        rows = [
-            (
-                *(a.key, a.started, a.seconds, a.status, a.outcome, a.detail),
-                *(a.usage.prompt, a.usage.completion, a.usage.cached, a.usage.reasoning, a.cost, a.response_id, a.host),
-            )
-            for a in attempts
-        ]
+        rows = [_row(attempt) for attempt in attempts]
         answers = [(reply.key, json.dumps(asdict(replace(reply, stored=False)))) for reply in replies]
 
         def change(db: sqlite3.Connection) -> None:
@@ -205,6 +199,12 @@ def _is_alive(owner: str, since: float) -> bool:
     return _started(int(pid)) == started
 
 
+def _row(attempt: Attempt) -> tuple[Any, ...]:
+    *head, usage, cost, response_id, host = astuple(attempt)  # the Usage, too, is a tuple in it
+    return (*head, *usage, cost, response_id, host)
+
+
 def _attempt(*row: Any) -> Attempt:
+    """The inverse of `_row`."""
     key, started, seconds, status, outcome, detail, *tokens, cost, response_id, host = row
     return Attempt(key, started, seconds, status, outcome, detail, Usage(*tokens), cost, response_id, host)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmedexpert_jax.errors import RemoteError, stop_if
 from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.client import LOOK_AGAIN, run_to_end, settings
-from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
+from mmedexpert_jax.remote.protocol import Endpoint, EndpointReply, Request, Usage
 
 MOST_REQUESTS = 50_000  # in one file, as OpenAI documents
 MOST_BYTES = 190 * 2**20  # of one file; the documented limit is 200 MB
@@ -72,8 +73,9 @@ class BatchClient:
         run_to_end(self._ask_all(dict(zip(keys, requests, strict=True))))
         self.answers.say_elsewhere(self.endpoint.host, keys)
         replies = [self.answers.get(key) or EndpointReply(key, error=self._last_error(key)) for key in keys]
-        for index, reply in enumerate(replies if on_reply else []):
-            on_reply(index, reply)  # type: ignore[misc]
+        if on_reply is not None:
+            for index, reply in enumerate(replies):
+                on_reply(index, reply)
         return replies
 
     async def _ask_all(self, by_key: dict[str, Request]) -> None:
@@ -82,7 +84,10 @@ class BatchClient:
         self._requests = by_key
         turn = f"batches of {self.endpoint.host}"
         while not self.answers.claim(turn):  # a second run on this store would submit, and pay, everything again
-            self._stop_if_interrupted("another run on the same answers waits for its batches")
+            stop_if(
+                self._interrupted,
+                "another run on the same answers waits for its batches; the same command collects it",
+            )
             await asyncio.sleep(LOOK_AGAIN)
         try:
             async with connect(self.endpoint, self._key) as self._api:
@@ -143,7 +148,8 @@ class BatchClient:
             uploaded = await self._call(UPLOAD, self._api.files, "create", file=file, purpose="batch")
             batch = await self._call(
                 "submit a batch",
-                *(self._api.batches, "create"),
+                self._api.batches,
+                "create",
                 input_file_id=_id(uploaded),
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
@@ -178,7 +184,8 @@ class BatchClient:
         batch = await self._ended(id)
         for name in ("output_file_id", "error_file_id"):
             if isinstance(file := batch.get(name), str) and file:
-                content = await self._content(file)
+                read = self._api.files.with_raw_response.content
+                content = await self._response("read a file", read, {"file_id": file})
                 for line in content.splitlines():
                     self._store(line, id)
         self.answers.close_batch(id)
@@ -206,7 +213,7 @@ class BatchClient:
                     f"batch {id} at {self.endpoint.host} is in no known state ({said}); "
                     "look at it there, the same command goes on"
                 )
-            self._stop_if_interrupted(f"batch {id} goes on at {self.endpoint.host}")
+            stop_if(self._interrupted, f"batch {id} goes on at {self.endpoint.host}; the same command collects it")
             await asyncio.sleep(self._poll)
 
     def _store(self, line: bytes, id: str) -> None:
@@ -223,13 +230,9 @@ class BatchClient:
         status = status if type(status) is int else 500
         content = json.dumps(response.get("body")).encode()
         outcome = outcomes.classify(status, {"content-type": "application/json"}, content, self._key)
-        cost = self._worst_cost(self._requests.get(key)) if outcome.billed else 0.0
-        if outcome.usage is not None:
-            cost = self.endpoint.cost(outcome.usage, self.endpoint.batch_discount)
-        attempt = Attempt(
-            *(key, time.time(), 0.0, status, outcome.kind, outcome.detail),
-            *(outcome.usage or Usage(), cost, outcome.response_id or id, self.endpoint.host),
-        )
+        outcome = replace(outcome, status=status, response_id=outcome.response_id or id)
+        cost = outcome.cost(self.endpoint, self._worst_cost(self._requests.get(key)), self.endpoint.batch_discount)
+        attempt = outcome.attempt(key, time.time(), 0.0, cost, self.endpoint.host)
         if any((a.response_id, a.host) == (attempt.response_id, attempt.host) for a in self.answers.attempts(key)):
             return  # read by a run that was killed before it had read all of the batch
         reply = outcome.stored(key, cost)
@@ -244,10 +247,6 @@ class BatchClient:
         """
         response = await self._response(what, getattr(resource.with_raw_response, method), arguments, made)
         return outcomes.json_object(response, self._key)
-
-    async def _content(self, file: str) -> bytes:
-        """The content of a file at the server."""
-        return await self._response("read a file", self._api.files.with_raw_response.content, {"file_id": file})
 
     async def _response(
         self,
@@ -280,9 +279,6 @@ class BatchClient:
                 detail = outcomes.shown(f"{type(error).__name__}: {error.__cause__ or error}", self._key)
             await asyncio.sleep(min(60.0, self.endpoint.retry_wait * 2**number))
         raise RemoteError(f"{self.endpoint.host}: cannot {what}: {detail}; fix it, the same command goes on")
-
-    def _stop_if_interrupted(self, state: str) -> None:
-        stop_if(self._interrupted, f"{state}; the same command collects it")
 
     def _last_error(self, key: str) -> str:
         attempts = self.answers.attempts(key)

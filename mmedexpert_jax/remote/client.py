@@ -6,8 +6,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from mmedexpert_jax.remote import messages, outcomes
 from mmedexpert_jax.remote.answer_store import Answers
 from mmedexpert_jax.remote.limits import Gate, Ledger
 from mmedexpert_jax.remote.outcomes import Outcome
-from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Request, Usage
+from mmedexpert_jax.remote.protocol import Endpoint, EndpointReply, Request, Usage
 
 LONGEST_WAIT = 60.0  # seconds between two tries where the server names no time
 PATIENCE = 900.0  # seconds; a server that asks for a longer wait ends the run
@@ -226,18 +226,15 @@ class Client:
         outcome = await self._post({k: v for k, v in ask.body.items() if k not in self._dropped})
         if outcome.kind == "refused" and outcome.status == 403 and self._has_answered():
             outcome = replace(outcome, kind="rejected")  # the key is good: it is this prompt that is not wanted
-        cost = self._cost(ask, outcome)
-        usage = outcome.usage or Usage()
-        attempt = Attempt(
-            *(ask.key, started, time.monotonic() - clock, outcome.status, outcome.kind, outcome.detail),
-            *(usage, cost, outcome.response_id, self.endpoint.host),
-        )
+        cost = outcome.cost(self.endpoint, ask.worst)
+        attempt = outcome.attempt(ask.key, started, time.monotonic() - clock, cost, self.endpoint.host)
         reply = outcome.stored(ask.key, cost, left_out)
         self.answers.put([attempt], [reply] if reply else [])
         if reply:
             self._answered, self._fruitless = self._answered + 1, 0
         self._spent += cost
-        await self._gate.leave(ask.tokens - usage.prompt - usage.completion, well=reply is not None)
+        used = attempt.usage.prompt + attempt.usage.completion
+        await self._gate.leave(ask.tokens - used, well=reply is not None)
         await self._ledger.settle(ask.worst, cost)
         return outcome, reply
 
@@ -279,7 +276,7 @@ class Client:
         if not wait:  # also of a date that has passed, where clocks differ
             wait = self._pause(number) * random.uniform(0.5, 1.0)
         if number == 1:  # many a failure is over with the first further try
-            self._say_waits(outcome, number)
+            self._say_waits(outcome)
         if outcome.kind == "rate-limit" or outcome.wait is not None:
             self._gate.pause(wait)
         else:
@@ -290,12 +287,12 @@ class Client:
         """Seconds before a further try at most, after so many, where the server names none."""
         return min(LONGEST_WAIT, self.endpoint.retry_wait * 2**number)
 
-    def _say_waits(self, outcome: Outcome, number: int) -> None:
+    def _say_waits(self, outcome: Outcome) -> None:
         """Says, once for all requests, that a server which does not answer is asked again, and how long that may be."""
         if self._waits_said:
             return
         self._waits_said = True
-        tries = range(number, self.endpoint.max_attempts - 1)
+        tries = range(1, self.endpoint.max_attempts - 1)  # the first further try has failed, too
         detail = outcomes.masked(outcome.detail, self._key)[:120]
         lasts = "as it asks" if outcome.wait else f"over {sum(map(self._pause, tries)):.0f} s"
         print(
@@ -304,12 +301,6 @@ class Client:
             file=sys.stderr,
             flush=True,
         )
-
-    def _cost(self, ask: Ask, outcome: Outcome) -> float:
-        """Dollars of an attempt; where the server may have billed without a count, the most it can be."""
-        if outcome.usage is not None:
-            return self.endpoint.cost(outcome.usage)
-        return ask.worst if outcome.billed else 0.0
 
     def _stop(self, message: str) -> None:
         self._halt = self._halt or RemoteError(outcomes.masked(message, self._key))
@@ -349,19 +340,8 @@ def run_to_end(coroutine: Any) -> None:
     except RuntimeError:
         _unwrapped(coroutine)
         return
-    failed: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            _unwrapped(coroutine)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = Thread(target=target)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    # not as a context, whose end waits for the thread: an interrupt of the notebook would wait for all answers
+    ThreadPoolExecutor(1).submit(_unwrapped, coroutine).result()
 
 
 def _unwrapped(coroutine: Any) -> None:

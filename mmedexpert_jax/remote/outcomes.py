@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmedexpert_jax.remote.protocol import EndpointReply, Usage
+from mmedexpert_jax.remote.protocol import Attempt, Endpoint, EndpointReply, Usage
 
 RETRIED = frozenset({"rate-limit", "server", "timeout", "connection", "malformed", "unsupported"})
 FATAL = frozenset({"quota", "refused"})  # no further request of the run would fare better
@@ -100,6 +100,28 @@ class Outcome:
     usage: Usage | None = None  # tokens, where the server counts them
     response_id: str = ""  # the server's id
     status: int = 0  # of HTTP; 0 where no response came
+
+    def cost(self, endpoint: Endpoint, worst: float, factor: float = 1.0) -> float:
+        """Dollars of the attempt, with the Batch API's discount as `factor`; `worst`, the most that it can be, where
+        the server may have billed without a count."""
+        if self.usage is not None:
+            return endpoint.cost(self.usage, factor)
+        return worst if self.billed else 0.0
+
+    def attempt(self, key: str, started: float, seconds: float, cost: float, host: str) -> Attempt:
+        """The attempt as history keeps it."""
+        return Attempt(
+            key,
+            started,
+            seconds,
+            self.status,
+            self.kind,
+            self.detail,
+            self.usage or Usage(),
+            cost,
+            self.response_id,
+            host,
+        )
 
     def stored(self, key: str, cost: float, left_out: tuple[str, ...] = ()) -> EndpointReply | None:
         """The reply as the store keeps it; None where there is none."""

@@ -208,6 +208,18 @@ def test_all_accepted_answers_are_known_to_judge_and_embedder():
     assert similar([case, case], [said("heart attack"), said("myocardial infarction")]) == [1.0, 1.0]
 
 
+def test_an_accepted_answer_that_may_identify_a_person_is_reported_as_it_is_sent(capsys):
+    columns = {"accepted": ["the mole of Mrs. Alice Example", "naevus"]}
+    case = Case("o", "Which?", (), "melanoma", kind="open", columns=columns)
+    sent = []
+    JudgeReward(lambda texts: sent.extend(texts) or ["Score: 7"], "rubric", "Sound?")([case], ["x"])
+    assert "Mrs. Alice Example" in sent[0]
+    assert "1 of 1 rows for the judge may identify a person (name in 1); sent as they are: o" in capsys.readouterr().out
+    vectors = dict.fromkeys((*case.golds, "naevus"), "[1, 0]")
+    SimilarityReward(lambda texts: [vectors[text] for text in texts])([case], [said("naevus")])
+    assert "1 of 1 rows for the embedder may identify a person (name in 1)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("vector", [[], "[1, 2]", [1, None], [float("nan"), 1.0], {"a": 1}, None, [True, False]])
 def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
     with Loopback(embed=lambda body: vector) as server:

@@ -164,6 +164,12 @@ def test_medbullets(tmp_path, columns):
     assert record.source == "medbullets" and record.answer == "D" and not record.redistributable
 
 
+def test_a_letter_inside_an_answer_is_no_label_of_it(tmp_path):
+    row = {"question": QUESTION, "opa": "Hepatitis C: acute", "opb": "B. Gout", "answer": "Hepatitis C: acute"}
+    found = collect([write(tmp_path / "m.jsonl", [row | {"answer_idx": "A"}])])
+    assert [one.options for one in found.records] == [("Hepatitis C: acute", "Gout")] and not found.rejected
+
+
 def test_medxpertqa_dev_with_options_in_the_text_and_images(tmp_path):
     (tmp_path / "MM-0.png").write_bytes(png())
     row = {"id": "MM-0", "question": IN_TEXT, "options": OPTIONS, "label": "D", "images": ["MM-0.png"]}

@@ -83,10 +83,16 @@ def fold(review: Review | None, event: Event) -> Review:
     if event.kind == "skip":
         return replace(review, skipped=True)
     if event.kind == "verdict":
-        reasons, rubric = tuple(value["reasons"]), value.get("rubric", {})
-        note = value.get("note", "")
-        said = Said(value["kind"], value["text"], reasons, note, rubric, event.client_id, event.seconds)
-        return replace(review, verdict=said, skipped=False)
+        standing = Said(
+            value["kind"],
+            value["text"],
+            tuple(value["reasons"]),
+            value.get("note", ""),  # a trail of another place may lack it, and the rubric
+            value.get("rubric", {}),
+            event.client_id,
+            event.seconds,
+        )
+        return replace(review, verdict=standing, skipped=False)
     if event.kind == "undo" and review.verdict and review.verdict.client_id == value["verdict"]:
         return replace(review, verdict=None)
     return review

@@ -82,7 +82,7 @@ def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = 
         verdicts: add what has been said so far as responses; their user ids are made from the names here.
         raters: responses asked for each record.
     """
-    said: Mapping[str, Mapping[str, Opinion]] = given(store) if verdicts else {}
+    said = given(store) if verdicts else {}
     images = max((len(trace.case.images) for trace in traces), default=0)
     records = [_record(trace, said.get(trace.id, {})) for trace in traces]
     root = folder / FOLDER

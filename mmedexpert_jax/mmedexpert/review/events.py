@@ -36,12 +36,11 @@ def append(store: Store, events: Iterable[Event]) -> None:
     """
     insert = """INSERT INTO review_events (time, reviewer, role, trace_id, kind, value, seconds, client_id)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (client_id) DO NOTHING"""
-
     events = list(events)
 
     def write(db: Any) -> None:
         [[last]] = db.execute("SELECT max(time) FROM review_events").fetchall()
-        time = max(now(), last or "")
+        time = max(datetime.now(UTC).isoformat(timespec="milliseconds"), last or "")
         rows = [
             (e.time or time, e.reviewer, e.role, e.trace_id, e.kind, dumps(e.value), e.seconds, e.client_id)
             for e in events
@@ -62,11 +61,6 @@ def since(store: Store, id: int = 0) -> list[Event]:
         Event(c, who, role, trace, kind, border.parse_json(v, f"{store.path}, event {n}", dict[str, Any]), secs, t, n)
         for c, who, role, trace, kind, v, secs, t, n in rows
     ]
-
-
-def now() -> str:
-    """The time in UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def new_id() -> str:

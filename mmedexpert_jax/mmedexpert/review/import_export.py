@@ -1,7 +1,6 @@
 """Verdicts from and for other tools: what Label Studio and Argilla share, and the trail itself as JSON lines."""
 
 import base64
-import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -46,18 +45,19 @@ def take_in(store: Store, traces: Sequence[Trace], opinions: Iterable[Opinion], 
     by_id = {trace.id: trace for trace in traces}
     trail, reviews, settings = read_reviews(store)
     known = {event.client_id: event for event in trail}
-    adjudicators = settings.adjudicators
     counts: Counter[str] = Counter()
     events = []
     opinions = list(opinions)
     last = {(opinion.trace_id, opinion.reviewer): place for place, opinion in enumerate(opinions)}
     for place, opinion in enumerate(opinions):
         trace = by_id.get(opinion.trace_id)
-        why = "no such trace" if trace is None else ""
-        if trace is not None:
-            value, why = _value(trace, opinion)
-            why = "of an adjudicator, who decides on the page" if opinion.reviewer in adjudicators else why
-        if why or trace is None:
+        if trace is None:
+            counts["no such trace"] += 1
+            continue
+        value, why = _value(trace, opinion)
+        if opinion.reviewer in settings.adjudicators:
+            why = "of an adjudicator, who decides on the page"
+        if why:
             counts[why] += 1
             continue
         id = str(uuid.uuid5(NAMESPACE, dumps([tool, opinion.reviewer, trace.id, value])))
@@ -185,8 +185,3 @@ def _utc(time: str) -> str:
 def user_id(name: str) -> str:
     """An id for a name in tools that want UUIDs."""
     return str(uuid.uuid5(NAMESPACE, name))
-
-
-def short(text: str) -> str:
-    """A short id that depends on the text alone."""
-    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -4,6 +4,7 @@ Format: https://labelstud.io/guide/task_format ("Label Studio JSON"). Text-only 
 since an image tag wants an image in every task.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from mmedexpert_jax.data.paradigms import PARADIGMS
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Trace
-from mmedexpert_jax.mmedexpert.review.import_export import Opinion, case_text, given, image_uris, read_list, short
+from mmedexpert_jax.mmedexpert.review.import_export import Opinion, case_text, given, image_uris, read_list
 from mmedexpert_jax.mmedexpert.review.rubric import REASONS, VERDICTS
 from mmedexpert_jax.runtime import files
 
@@ -48,7 +49,7 @@ def write(store: Store, traces: Sequence[Trace], folder: Path, verdicts: bool = 
     Args:
         verdicts: add what has been said so far as annotations, which every annotator there can see.
     """
-    said: Mapping[str, Mapping[str, Opinion]] = given(store) if verdicts else {}
+    said = given(store) if verdicts else {}
     paths = []
     for modality in ("text", "image"):
         tasks = [_task(trace, said.get(trace.id, {})) for trace in traces if trace.case.modality == modality]
@@ -80,7 +81,8 @@ def _task(trace: Trace, said: Mapping[str, Opinion]) -> dict[str, Any]:
 def _annotation(trace: Trace, opinion: Opinion) -> dict[str, Any]:
     def part(name: str, kind: str, values: Sequence[str]) -> dict[str, Any]:
         field = "text" if kind == "textarea" else kind
-        id = short(f"{trace.id}:{opinion.reviewer}:{name}")
+        # the same at each export, so that the files differ where an opinion does, and nowhere else
+        id = hashlib.sha256(f"{trace.id}:{opinion.reviewer}:{name}".encode()).hexdigest()[:10]
         return {"id": id, "from_name": name, "to_name": "trace", "type": kind, "value": {field: list(values)}}
 
     result = [part("verdict", "choices", [opinion.kind]), part("text", "textarea", [opinion.text or trace.text])]

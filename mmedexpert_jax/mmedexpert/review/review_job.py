@@ -47,15 +47,9 @@ def run(config: ConfigDict) -> None:
         raise ConfigError("config.fresh: verdicts of people are never deleted; choose another workdir to start over")
     with private():
         opened = _open(config)
-        _carry_out(config, opened)
-
-
-def _carry_out(config: ConfigDict, opened: Opened) -> None:
-    print(f"reviewing {len(opened.traces)} traces of {opened.data}, events in {opened.store.path}", flush=True)
-    try:
-        {"serve": _serve, "export": _export, "import": _import, "report": _report}[config.action](config, opened)
-    finally:
-        opened.store.close()
+        with contextlib.closing(opened.store):
+            print(f"reviewing {len(opened.traces)} traces of {opened.data}, events in {opened.store.path}", flush=True)
+            {"serve": _serve, "export": _export, "import": _import, "report": _report}[config.action](config, opened)
 
 
 def describe(config: ConfigDict) -> str:

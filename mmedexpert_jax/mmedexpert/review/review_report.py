@@ -38,14 +38,14 @@ def summary(store: Store, traces: Sequence[Trace], settings: ReviewSettings | No
         for name, review in reviews.get(trace.id, {}).items():
             if review.verdict:
                 by_name.setdefault(name, []).append(review.verdict)
-    people = {
-        name: {
+    people: dict[str, dict[str, Any]] = {}
+    for name, views in sorted(by_name.items()):
+        seconds = [view.seconds for view in views if view.seconds is not None]
+        people[name] = {
             "verdicts": len(views),
             **{kind: sum(view.kind == kind for view in views) for kind in VERDICTS},
-            "median_seconds": _median([view.seconds for view in views if view.seconds is not None]),
+            "median_seconds": round(statistics.median(seconds), 1) if seconds else None,
         }
-        for name, views in sorted(by_name.items())
-    }
     reasons = Counter(code for views in by_name.values() for view in views for code in view.reasons)
     return {
         "traces": len(traces),
@@ -100,7 +100,3 @@ def _row(values: Mapping[str, Any]) -> str:
         found = values[name]
         cells.append("-" if found["value"] is None else Figure(**found, decimals=3).short)
     return " | ".join(cells)
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return round(statistics.median(values), 1) if values else None

@@ -219,6 +219,10 @@ def _failing(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
     return handler
 
 
+def _session(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
+    return {"review": server.access.id} | view.session(person, server.desk, server.blind)
+
+
 def _queue(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     count = asked.number("count", "1")
     if count is None:
@@ -227,6 +231,10 @@ def _queue(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
     traces = server.desk.queue(person, min(count, MAX_ITEMS), holding)
     items = [view.item(trace, person, server.desk, server.blind) for trace in traces]
     return {"items": items, "progress": server.desk.progress(person)}
+
+
+def _item(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
+    return view.item(server.trace(asked.query.get("trace")), person, server.desk, server.blind)
 
 
 def _image(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
@@ -240,6 +248,10 @@ def _image(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
         image = replace(image, view=replace(image.view, window=View.make(values, name="image").window))
     shown = shown_window(image)
     return *encoded(image), {WINDOW: f"{shown[0]:.12g},{shown[1]:.12g}"} if shown else {}
+
+
+def _history(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
+    return [{"id": id, "verdict": verdict} for id, verdict in server.desk.history(person)]
 
 
 def _events(server: ReviewServer, person: Person, asked: ReviewRequest) -> Any:
@@ -271,11 +283,11 @@ def _event(sent: Any) -> Event:
 
 
 GET: dict[str, Answer] = {
-    "/api/session": lambda site, who, _: {"review": site.access.id} | view.session(who, site.desk, site.blind),
+    "/api/session": _session,
     "/api/queue": _queue,
-    "/api/item": lambda site, who, asked: view.item(site.trace(asked.query.get("trace")), who, site.desk, site.blind),
+    "/api/item": _item,
     "/api/image": _image,
-    "/api/history": lambda site, who, _: [{"id": id, "verdict": kept} for id, kept in site.desk.history(who)],
-    "/api/progress": lambda site, who, _: site.desk.progress(who),
+    "/api/history": _history,
+    "/api/progress": lambda server, person, _: server.desk.progress(person),
 }
 POST: dict[str, Answer] = {"/api/events": _events, "/api/check": _check}

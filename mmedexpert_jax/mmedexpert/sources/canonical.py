@@ -116,10 +116,11 @@ def canonical(raw: Raw, shape: Format, where: str, folders: Sequence[Path], lice
     if any(privacy.scan_header(image.open(), image.name) for image in raw_images):
         flags.append("identifying:header-removed")
     source = raw.source or shape.name.partition("-")[0]
+    slug = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-") or "own"
     specialty = raw.specialty.upper() if raw.specialty.upper() in SPECIALTIES else ""
     redistributable = open_ if raw.redistributable is None else bool(raw.redistributable)
     return RawCase(
-        id=f"{_slug(source)}-{_hash(question, options, images)}",
+        id=f"{slug}-{_hash(question, options, images)}",
         source=source,
         source_id=raw.id or where,
         split=raw.split,
@@ -379,10 +380,6 @@ def _folder(path: Path) -> list[Path]:
     """Images of one case, in order of name and number, without macOS' "._1.png"."""
     found = path.glob("[!.]*") if path.is_dir() else ()
     return sorted((p for p in found if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: by_numbers(p.name))
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "own"
 
 
 def _hash(question: str, options: list[str], images: Sequence[ImageRef]) -> str:

@@ -260,7 +260,6 @@ def _shown(value: Any, depth: int = 4) -> Any:
         return [_shown(item, depth - 1) for item in value]
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    plain = value is None or isinstance(value, bool | int | float)
-    if plain:
+    if value is None or isinstance(value, bool | int | float):
         return value
     return (value if isinstance(value, str) else border.shown(value))[:SHOWN]

@@ -13,7 +13,7 @@ from mmedexpert_jax.data.cells import as_text, bracketed, by_label, items
 from mmedexpert_jax.data.tables import ABSENT
 
 CHOICES = re.compile(r"\s*\n\s*(?:Answer Choices|Options)\s*:\s*(?=\(A\)|A[.)])", re.I)
-_PREFIX = re.compile(r"\s*\(?([A-J])\s*[.):]\s*")
+_LABEL = re.compile(r"\A\s*\(?[A-J]\s*[.):]\s*")  # a letter before a text, never inside it, as in "hepatitis C: acute"
 
 
 @dataclass
@@ -122,20 +122,20 @@ def _jama(row: Mapping[str, Any]) -> Raw:
 def _lettered(row: Mapping[str, Any]) -> Raw:
     """Options in opa, opb, ... or in `options`, letter in answer_idx, text in answer."""
     columns = [f"op{letter.lower()}" for letter in LETTERS if text(row.get(f"op{letter.lower()}"))]
-    options = row.get("options")
+    options = row.get("options") or []
     if columns:
-        texts: Sequence[str] = [row[name] for name in columns]
+        given = [row[name] for name in columns]
     else:
-        texts = list(options.values()) if isinstance(options, Mapping) else list(options or [])
-    texts, bare = [_PREFIX.sub("", t, count=1) if _PREFIX.match(t) else t for t in texts], texts
+        given = list(options.values() if isinstance(options, Mapping) else options)
+    texts = [_LABEL.sub("", option) for option in given]
     return Raw(
         row["question"],
         texts,
         row["answer_idx"],
         of_index=True,
-        key_text=_PREFIX.sub("", text(row.get("answer")), count=1),
+        key_text=_LABEL.sub("", text(row.get("answer"))),
         images=_images(row),
-        repairs=["option-prefix"] if list(texts) != list(bare) else [],
+        repairs=["option-prefix"] if texts != given else [],
         **_texts(row, "id", "explanation"),
     )
 
