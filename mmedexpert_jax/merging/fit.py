@@ -14,7 +14,6 @@ from mmedexpert_jax.merging.arrays import Array, Rows, namespace, product, tally
 from mmedexpert_jax.merging.lowrank import factors_of, merged_factors
 from mmedexpert_jax.merging.methods import (
     Fitted,
-    Setting,
     breadcrumb_ranks,
     combine,
     elected,
@@ -25,6 +24,7 @@ from mmedexpert_jax.merging.methods import (
     norms,
     variance,
 )
+from mmedexpert_jax.merging.settings import Setting
 from mmedexpert_jax.merging.spherical import SPANS, gram_matrix
 from mmedexpert_jax.merging.threshold import Bound, largest
 
@@ -90,15 +90,20 @@ def merge_stack(vectors: Array, how: Setting, base: Array | None = None, fisher:
     """
     xp = namespace(vectors)
     shape = vectors.shape[1:]
-    count = shape[0] if len(shape) > 1 else 1
-    rows = (count, -1) if how.whole_rows else (-1,)
-    vectors = xp.asarray(vectors, xp.float32).reshape(len(vectors), *rows)
+    vectors = xp.asarray(vectors, xp.float32).reshape(len(vectors), *block_shape(shape, how))
     base = xp.zeros(vectors.shape[1:], xp.float32) if base is None else base.reshape(vectors.shape[1:])
     if not vectors.size:
         return xp.zeros(shape, xp.float32)
     known = None if fisher is None else list(xp.asarray(fisher, xp.float32).reshape(vectors.shape))
     _, merged = combine(base, vectors, 0, fit(Stack(base, vectors, len(shape) > 1), how), how, known)
-    return (merged if how.scale == 1 else merged * xp.float32(how.scale)).reshape(shape)
+    return merged.reshape(shape)
+
+
+def block_shape(shape: tuple[int, ...], how: Setting) -> tuple[int, ...]:
+    """The shape in which `combine` takes a tensor: [rows, columns] where its method reads whole rows, else flat."""
+    if not how.whole_rows:
+        return (-1,)
+    return (shape[0] if len(shape) > 1 else 1, -1)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.merging.alignment import vocabularies
 from mmedexpert_jax.merging.checkpoint import chat_template
-from mmedexpert_jax.merging.merge_recipe import Recipe, Slice
+from mmedexpert_jax.merging.merge_recipe import Recipe
 from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec
+from mmedexpert_jax.merging.slices import Slice
 from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.processing.chat_template import syntax_fault
 

@@ -130,6 +130,10 @@ class Expert:
         adapters = tuple(replace(one, factors=names(one.factors)) for one in self.adapters)
         return replace(self, weights=weights, adapters=adapters)
 
+    def factors(self, name: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """b [out, r], a [r, in] and scale of each of its adapters that changes a tensor."""
+        return [(*adapter.factors[name], adapter.scale) for adapter in self.adapters if name in adapter.factors]
+
     @property
     def is_low_rank(self) -> bool:
         """True where its task vectors are LoRA factors and nothing else (or nothing)."""
@@ -176,18 +180,21 @@ def factor_gram(experts: Sequence[Expert], name: str, stretch: np.ndarray | None
     """
     left, right, owner = [], [], []
     for number, expert in enumerate(experts):
-        for adapter in expert.adapters:
-            if name in adapter.factors:
-                b, a = adapter.factors[name]
-                left.append(b.astype(np.float64) * adapter.scale)
-                right.append(a.astype(np.float64))
-                owner += [number] * b.shape[1]
+        for b, a, scale in expert.factors(name):
+            left.append(b.astype(np.float64) * scale)
+            right.append(a.astype(np.float64))
+            owner += [number] * b.shape[1]
     gram = np.zeros((len(experts), len(experts)))
     if left:
         b, a = np.concatenate(left, axis=1), np.concatenate(right, axis=0)
         members = np.arange(len(experts))[:, None] == np.array(owner)
         gram = members @ ((b.T @ b) * (a @ a.T)) @ members.T
     return gram if stretch is None else gram * np.outer(stretch, stretch).astype(np.float64)
+
+
+def infinite(expert: Expert, name: str) -> DataError:
+    """The error of a task vector with values that are not finite."""
+    return DataError(f"expert {expert.name}: {name} holds NaN or infinite values (there or in the base)")
 
 
 def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:

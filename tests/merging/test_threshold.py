@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.blockwise import Merge, merged_on_devices
+from mmedexpert_jax.merging.blockwise import Merge
+from mmedexpert_jax.merging.device_merge import merged_on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.threshold import SAMPLE, Blocks, _around, by_counting, largest
