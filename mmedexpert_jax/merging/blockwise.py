@@ -25,6 +25,7 @@ from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import TOP, Blocks, Bound, Brackets, Counts, by_counting
 from mmedexpert_jax.merging.vectors import (
     FLOATS,
+    Adapter,
     Expert,
     Parts,
     factor_gram,
@@ -274,14 +275,16 @@ class Merge:
         """The addends of `update` at flat indices, nearly: entries at the bounds and random choices may differ."""
         if name not in self.touched:
             return None
-        how = self.how(name)
+        how, fitted = self.how(name), self.fitted(name)
+        if fitted.factors is not None:
+            return Adapter({name: fitted.factors}, how.scale).sample(name, index)
         base = flat(self.base[name])[index].astype(np.float32)
         vectors = np.stack([expert.sample(name, index, base) for expert in self.experts])
         if (stretch := self.stretch(name)) is not None:
             vectors *= stretch[:, None]
         if how.whole_rows:
             base, vectors = base[None], vectors[:, None]
-        found = combine(base, vectors, 0, self.fitted(name), how, self.fisher(name, index))[1]
+        found = combine(base, vectors, 0, fitted, how, self.fisher(name, index))[1]
         return found.reshape(-1)
 
     def factors(self, name: str) -> Pair | None:
