@@ -42,7 +42,7 @@ _WRAPPERS = ("base_model.", "module.", "_orig_mod.")  # that a trainer put aroun
 _NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
 TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")  # beginnings of names that are not the decoder's
 _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
-EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @jax.tree_util.register_dataclass
@@ -99,8 +99,7 @@ def delta(lora: Lora, path: str) -> jax.Array:
     """The dense update [out, in] float32 of the module at `path`; DataError if the adapter does not have it."""
     if path not in lora.factors:
         raise DataError(f"the adapter has no module {path}: it has {', '.join(sorted(lora.factors)[:3])}, ...")
-    factors = lora.factors[path]
-    return _product(factors, lora.scale)
+    return _product(lora.factors[path], lora.scale)
 
 
 def fold(params: dict, lora: Lora) -> dict:
@@ -111,7 +110,6 @@ def fold(params: dict, lora: Lora) -> dict:
         DataError: a module of the adapter is not a linear layer of `params`, or its shape differs.
     """
     check(lora, params)
-
     for path, factors in lora.factors.items():
         place = f"{path}.weight"
         params = _replaced(params, place.split("."), _folded(_node(params, place), factors, lora.scale))
@@ -132,11 +130,16 @@ def stack(loras: Sequence[Lora]) -> Lora:
         rows = int(STACKED in path.split("."))  # the axis of A's rank; B's is the last
         a = jnp.concatenate([pair["a"] for _, pair in own], axis=rows)
         b = jnp.concatenate([scale * pair["b"] for scale, pair in own], axis=-1)
-        missing = rank - a.shape[rows]
-        more_rows = [(0, missing if axis == rows else 0) for axis in range(a.ndim)]
-        more_columns = [(0, missing if axis == b.ndim - 1 else 0) for axis in range(b.ndim)]
-        factors[path] = {"a": jnp.pad(a, more_rows), "b": jnp.pad(b, more_columns)}
+        factors[path] = _padded(a, b, rank)
     return Lora(factors, rank, rank)  # the scales stand in b, so that the common one is 1
+
+
+def _padded(a: jax.Array, b: jax.Array, rank: int) -> dict[str, jax.Array]:
+    """A module's factors with zeros up to a rank."""
+    rows = b.ndim - 2  # the axis of a's rank, behind that of stacked layers
+    missing = rank - a.shape[rows]
+    more_rows = [(0, missing if axis == rows else 0) for axis in range(a.ndim)]
+    return {"a": jnp.pad(a, more_rows), "b": jnp.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)])}
 
 
 def rounding(params: dict, folded: dict, lora: Lora) -> str:
@@ -291,15 +294,12 @@ def load_peft(path: str | Path, params: dict) -> Lora:
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     _check_targets(weights, params, config, names)
+    # One rank and scale for all, the largest rank's: what pads it out is zero, and stays so, since its gradient is.
     rank = max(ranks.values())
     scale = scales[next(module for module, own in ranks.items() if own == rank)]
     for module, pair in factors.items():
-        a, b = pair["a"], pair["b"] if scales[module] == scale else pair["b"] * (scales[module] / scale)
-        missing = rank - len(a)
-        factors[module] = {
-            "a": jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)),
-            "b": jnp.pad(b, [(0, 0), (0, missing)]),
-        }
+        b = pair["b"] if scales[module] == scale else pair["b"] * (scales[module] / scale)
+        factors[module] = _padded(pair["a"], b, rank)
     plain = set(ranks.values()) == {config["r"]} and not config.get("use_rslora") and not config.get("alpha_pattern")
     return Lora(factors, rank, config["lora_alpha"] if plain else scale * rank)
 
@@ -324,14 +324,14 @@ def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> di
     ties them, and where a module is missing that the `config` says was saved.
     """
     found = {}
-    tied = _node(params, _HEAD) is None
+    tied = _node(params, HEAD) is None
     for name, tensor in _tensors(weights).items():
         if _FACTOR.search(name):
             continue
         place = canonical(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
         if place in found:
             raise DataError(f"{weights}: holds {place} under two names, of which one is {name}: delete one")
-        old = _node(params, EMBEDDING if tied and place == _HEAD else place)
+        old = _node(params, EMBEDDING if tied and place == HEAD else place)
         if getattr(old, "shape", None) != tensor.shape:
             resized = tensor.ndim == 2 and getattr(old, "shape", ())[1:] == tensor.shape[1:]
             fix = "its rows were resized, merge it with peft first" if resized else "use the adapter's own base"
@@ -340,9 +340,9 @@ def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> di
                 f"fits no tensor of the base model in its place: {fix}"
             )
         found[place] = tensor
-    if tied and (own := {EMBEDDING, _HEAD} & found.keys()):
+    if tied and (own := {EMBEDDING, HEAD} & found.keys()):
         old = _node(params, EMBEDDING)
-        rows, head = found.get(EMBEDDING, old), found.pop(_HEAD, old)
+        rows, head = found.get(EMBEDDING, old), found.pop(HEAD, old)
         known = len(own) == 2 or not isinstance(old, jax.ShapeDtypeStruct)
         if known and not jnp.array_equal(rows.astype(old.dtype), head.astype(old.dtype)):
             raise DataError(

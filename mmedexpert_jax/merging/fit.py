@@ -216,15 +216,17 @@ def _coefficients(unit: Unit, how: Setting) -> Array:
     whole = how.kind.whole
     gram = unit.gram(whole)
     xp = namespace(gram)
-    name, weights = how.method.removeprefix("weight_"), xp.asarray(how.weights, gram.dtype)
-    more = {"karcher": {"max_iter": how.max_iter, "tol": how.tol}}.get(name, {})
-    if name == "multislerp":
-        more = {"normalize": how.rule.denominator != "none"}
-    if name == "slerp" and whole:
-        more = {"line_to_zero": False}  # as mergekit's `slerp`, of which this is one
-    if name == "sum" and how.rule.denominator != "none":
-        name = "average"
-    found = SPANS[name](gram, weights, **more)
+    name, divides, more = how.method.removeprefix("weight_"), how.rule.denominator != "none", dict[str, Any]()
+    match name:
+        case "karcher":
+            more = {"max_iter": how.max_iter, "tol": how.tol}
+        case "multislerp":
+            more = {"normalize": divides}
+        case "slerp" if whole:
+            more = {"line_to_zero": False}  # as mergekit's `slerp`, of which this is one
+        case "sum" if divides:
+            name = "average"
+    found = SPANS[name](gram, xp.asarray(how.weights, gram.dtype), **more)
     of_base = xp.sum(found) - 1 if whole else xp.zeros((), gram.dtype)
     return xp.append(found, of_base).astype(np.float32)
 

@@ -122,18 +122,21 @@ def recipe_of(config: ConfigDict) -> Recipe:
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
     if config.weights and not METHODS[config.method].has_weights:
         raise ConfigError(f"config.weights says nothing: {config.method} has no weights; leave it out")
-    own = parse(config.get("parameters", ()), config.method)
-    numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}
-    for which, value in {"density": config.density, "scale": config.scale}.items():
-        _fall_back(numbers, which, "", value)
+    numbers = parse(config.get("parameters", ()), config.method)
+    _fall_back(numbers, "density", "", config.density)
+    _fall_back(numbers, "scale", "", config.scale)
     for name, weight in zip(experts, config.weights, strict=False):
         _fall_back(numbers, "weight", name, float(weight))
     rule = replace(switches(config.rules, config.method), normalize=config.get("normalize_vectors", "none"))
     parameters = Parameters(
-        config.method, tuple(experts), rule, numbers, config.get("seed", 0), space=config.get("space", "")
+        config.method,
+        tuple(experts),
+        rule,
+        numbers,
+        config.get("seed", 0),
+        space=config.get("space", ""),
+        compress=int(config.get("rank") or 0),
     )
-    if config.get("rank"):
-        parameters = replace(parameters, compress=int(config.rank))
     start_only = ("RL",) if config.get("rl_origin") == "start" and "RL" in experts else ()
     return Recipe(config.model.path, experts, parameters, start_only, config.model.dtype)
 

@@ -32,6 +32,7 @@ from mmedexpert_jax.merging.spherical import pair_coefficients, stock_coefficien
 from mmedexpert_jax.merging.threshold import Bound, largest
 
 METHODS = {
+    # Of each task vector some entries are kept, and elect a sign (TIES) or are added up.
     "ties": Method("largest", "elect"),
     "task_arithmetic": Method("all", "sum"),
     "magnitude_prune": Method("largest", "sum"),
@@ -42,13 +43,16 @@ METHODS = {
     "della_linear": Method("ranked", "sum"),
     "breadcrumbs": Method("middle", "sum"),
     "breadcrumbs_ties": Method("middle", "elect"),
+    # By the experts' Fisher information.
     "fisher": Method("all", "weigh"),
     "sar": Method("largest", "arbitrate"),  # rescaled to the norm before the trim
+    # By what the experts change together, or one of them alone.
     "sce": Method("varied", "masses", has_weights=False),
     "ram": Method("all", "overlap", has_weights=False),
     "ramplus": Method("all", "overlap", has_weights=False),
     "nearswap": Method("all", "near", experts=1, has_weights=False),
     "arcee_fusion": Method("important", "sum", experts=1),
+    # With coefficients of whole vectors, rows or columns: `spherical`.
     "average": Method("all", "span"),
     "slerp": Method("all", "span"),
     "slerp_rows": Method("all", "rows", experts=2),
@@ -58,10 +62,12 @@ METHODS = {
     "karcher": Method("all", "span"),
     "model_stock": Method("all", "span", has_weights=False),
     "model_stock_rows": Method("all", "rows", has_weights=False),
+    # Matrices from their factors: `lowrank`.
     "tsv_m": Method("all", "factors"),
     "iso_c": Method("all", "factors"),
     "wudi": Method("all", "factors"),
     "optmerge": Method("all", "factors"),
+    # Of whole weights, as mergekit's methods that know no task vectors.
     "weight_sum": Method("all", "span", whole=True),
     "weight_slerp": Method("all", "span", whole=True),
     "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),

@@ -157,15 +157,15 @@ class Expert:
 
     def sample(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Entries at flat indices, up to rounding."""
-        total = np.zeros(len(index), np.float32)
+        found = np.zeros(len(index), np.float32)
         if self.weights is not None:
-            total += _changed(base, flat(self.weights[name])[index])
+            found += _changed(base, flat(self.weights[name])[index])
         if self.origin is not None and (update := self.origin.sample(name, index)) is not None:
-            total += update
+            found += update
         for adapter in self.adapters:
             if name in adapter.factors:
-                total += adapter.sample(name, index)
-        return total
+                found += adapter.sample(name, index)
+        return found
 
 
 def flat(tensor: Any) -> np.ndarray:
@@ -202,7 +202,7 @@ def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
     for expert in experts:
         for adapter in expert.adapters:
             for name, (b, a) in adapter.factors.items():
-                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]), flat=True)
+                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]), as_matrix=True)
         if expert.weights is None:
             continue
         if missing := [name for name in base if name not in expert.weights]:
@@ -217,11 +217,13 @@ def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
                 )
 
 
-def _check_shape(base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...], flat: bool = False) -> None:
+def _check_shape(
+    base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...], as_matrix: bool = False
+) -> None:
     if name not in base:
         raise DataError(f"expert {expert} changes {name}, which the base does not have: it is not of this base")
     expected = tuple(base[name].shape)
-    if flat and len(expected) > 2:  # factors of a convolution, whose kernel's axes are one
+    if as_matrix and len(expected) > 2:  # factors of a convolution, whose kernel's axes are one
         expected = (expected[0], int(np.prod(expected[1:])))
     if expected != tuple(shape):
         other = " (another vocabulary)" if name.endswith(("embed_tokens.weight", "lm_head.weight")) else ""
