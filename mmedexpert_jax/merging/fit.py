@@ -148,8 +148,9 @@ def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
         return outer, unit.largest([dropped + kept for dropped, kept in ranks], rule.equal_magnitudes)
     if how.kind.keep == "varied" and how.density[0] < 1:
         counted = unit.total(lambda _, vectors, __: namespace(vectors).count_nonzero(variance(vectors)))
-        kept = [int(np.float32(counted) * np.float32(how.density[0]))]  # mergekit's product of a tensor is float32
-        return (unit.largest(kept, rule.equal_magnitudes, lambda _, vectors: variance(vectors)),)
+        xp = namespace(counted)
+        kept = (xp.asarray(counted, xp.float32) * xp.float32(how.density[0])).astype(int)  # mergekit's is float32 too
+        return (unit.largest([kept], rule.equal_magnitudes, lambda _, vectors: variance(vectors)),)
     if how.kind.keep == "important":
         return (_fence(unit),)
     return ()

@@ -179,6 +179,8 @@ whole = merge(base, experts)["w"]["weight"]
 found = merge(put(base), {name: put(expert) for name, expert in experts.items()})["w"]["weight"]
 assert len(found.devices()) == 8
 np.testing.assert_array_equal(found, whole)
+selected = merge(put(base), {name: put(expert) for name, expert in experts.items()}, "sce", density=0.3)
+np.testing.assert_allclose(selected["w"]["weight"], merge(base, experts, "sce", density=0.3)["w"]["weight"], atol=1e-5)
 print("ok")
 """
 
