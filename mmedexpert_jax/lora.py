@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import border
+from mmedexpert_jax.adapter_config import by_pattern, is_targeted, read_config
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.runtime import files
@@ -23,21 +24,6 @@ from mmedexpert_jax.runtime import files
 STACKED = "*"  # in a module's path: all layers of a list, stacked along a first axis of their factors (models/tree.py)
 TARGETS = ("all-linear", "text")
 _FACTOR = re.compile(r"\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?$")
-# Fields of adapter_config.json with the only values under which the factors mean plain LoRA
-_PLAIN: dict[str, tuple] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}
-# Fields that are read, or that say nothing about what a trained factor means. Any other that is set, such as use_dora,
-# alora_invocation_tokens or one that a later peft adds, changes the adapter's arithmetic and is refused by its name.
-_HARMLESS = (
-    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_modules"),
-    *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"),
-    *("parent_library", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern"),
-    *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"),
-    *("qalora_group_size", "ensure_weight_tying"),
-)
 # Prefixes of names: in files and in the memory of transformers 4 and 5 -> here
 _PREFIXES = (
     ("model.language_model.", "model."),
@@ -56,7 +42,7 @@ _WRAPPERS = ("base_model.", "module.", "_orig_mod.")  # that a trainer put aroun
 _NO_LINEARS = ("embed_tokens", "pos_embed", "position_embedding", "lm_head")  # matrices, but not to "all-linear"
 TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")  # beginnings of names that are not the decoder's
 _TIED = "ties it to the other of lm_head and embed_tokens; untie the base, or train the adapter without it"
-EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @jax.tree_util.register_dataclass
@@ -113,8 +99,7 @@ def delta(lora: Lora, path: str) -> jax.Array:
     """The dense update [out, in] float32 of the module at `path`; DataError if the adapter does not have it."""
     if path not in lora.factors:
         raise DataError(f"the adapter has no module {path}: it has {', '.join(sorted(lora.factors)[:3])}, ...")
-    factors = lora.factors[path]
-    return _product(factors, lora.scale)
+    return _product(lora.factors[path], lora.scale)
 
 
 def fold(params: dict, lora: Lora) -> dict:
@@ -125,7 +110,6 @@ def fold(params: dict, lora: Lora) -> dict:
         DataError: a module of the adapter is not a linear layer of `params`, or its shape differs.
     """
     check(lora, params)
-
     for path, factors in lora.factors.items():
         place = f"{path}.weight"
         params = _replaced(params, place.split("."), _folded(_node(params, place), factors, lora.scale))
@@ -146,11 +130,16 @@ def stack(loras: Sequence[Lora]) -> Lora:
         rows = int(STACKED in path.split("."))  # the axis of A's rank; B's is the last
         a = jnp.concatenate([pair["a"] for _, pair in own], axis=rows)
         b = jnp.concatenate([scale * pair["b"] for scale, pair in own], axis=-1)
-        missing = rank - a.shape[rows]
-        more_rows = [(0, missing if axis == rows else 0) for axis in range(a.ndim)]
-        more_columns = [(0, missing if axis == b.ndim - 1 else 0) for axis in range(b.ndim)]
-        factors[path] = {"a": jnp.pad(a, more_rows), "b": jnp.pad(b, more_columns)}
+        factors[path] = _padded(a, b, rank)
     return Lora(factors, rank, rank)  # the scales stand in b, so that the common one is 1
+
+
+def _padded(a: jax.Array, b: jax.Array, rank: int) -> dict[str, jax.Array]:
+    """A module's factors with zeros up to a rank."""
+    rows = b.ndim - 2  # the axis of a's rank, behind that of stacked layers
+    missing = rank - a.shape[rows]
+    more_rows = [(0, missing if axis == rows else 0) for axis in range(a.ndim)]
+    return {"a": jnp.pad(a, more_rows), "b": jnp.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)])}
 
 
 def rounding(params: dict, folded: dict, lora: Lora) -> str:
@@ -283,7 +272,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
             saved whole that are not in `params` yet (`with_saved_modules`).
     """
     path = Path(path)
-    config = _read_config(path / "adapter_config.json")
+    config = read_config(path / "adapter_config.json")
     weights = path / "adapter_model.safetensors"
     factors, names = _read_factors(weights)
     for place, tensor in _whole_tensors(weights, params, config).items():
@@ -294,10 +283,10 @@ def load_peft(path: str | Path, params: dict) -> Lora:
                 "peft first, or load it with mx.load_model"
             )
     try:
-        ranks = {module: int(_pattern(config, "rank_pattern", name, "r")) for module, name in names.items()}
+        ranks = {module: int(by_pattern(config, "rank_pattern", name, "r")) for module, name in names.items()}
         roots = {module: rank**0.5 if config.get("use_rslora") else rank for module, rank in ranks.items()}
         scales = {
-            module: _pattern(config, "alpha_pattern", name, "lora_alpha") / roots[module]
+            module: by_pattern(config, "alpha_pattern", name, "lora_alpha") / roots[module]
             for module, name in names.items()
         }
         for module, pair in factors.items():
@@ -305,15 +294,12 @@ def load_peft(path: str | Path, params: dict) -> Lora:
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     _check_targets(weights, params, config, names)
+    # One rank and scale for all, the largest rank's: what pads it out is zero, and stays so, since its gradient is.
     rank = max(ranks.values())
     scale = scales[next(module for module, own in ranks.items() if own == rank)]
     for module, pair in factors.items():
-        a, b = pair["a"], pair["b"] if scales[module] == scale else pair["b"] * (scales[module] / scale)
-        missing = rank - len(a)
-        factors[module] = {
-            "a": jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)),
-            "b": jnp.pad(b, [(0, 0), (0, missing)]),
-        }
+        b = pair["b"] if scales[module] == scale else pair["b"] * (scales[module] / scale)
+        factors[module] = _padded(pair["a"], b, rank)
     plain = set(ranks.values()) == {config["r"]} and not config.get("use_rslora") and not config.get("alpha_pattern")
     return Lora(factors, rank, config["lora_alpha"] if plain else scale * rank)
 
@@ -324,7 +310,7 @@ def with_saved_modules(path: str | Path, params: dict) -> dict:
     Raises:
         DataError: such a tensor fits none of the base's or is missing, or the adapter is of another kind.
     """
-    config = _read_config(Path(path) / "adapter_config.json")  # a kind that is not supported says so itself
+    config = read_config(Path(path) / "adapter_config.json")  # a kind that is not supported says so itself
     for place, tensor in _whole_tensors(Path(path) / "adapter_model.safetensors", params, config).items():
         old = _node(params, place)
         params = _replaced(params, place.split("."), jnp.asarray(tensor, old.dtype))
@@ -338,14 +324,14 @@ def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> di
     ties them, and where a module is missing that the `config` says was saved.
     """
     found = {}
-    tied = _node(params, _HEAD) is None
+    tied = _node(params, HEAD) is None
     for name, tensor in _tensors(weights).items():
         if _FACTOR.search(name):
             continue
         place = canonical(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
         if place in found:
             raise DataError(f"{weights}: holds {place} under two names, of which one is {name}: delete one")
-        old = _node(params, EMBEDDING if tied and place == _HEAD else place)
+        old = _node(params, EMBEDDING if tied and place == HEAD else place)
         if getattr(old, "shape", None) != tensor.shape:
             resized = tensor.ndim == 2 and getattr(old, "shape", ())[1:] == tensor.shape[1:]
             fix = "its rows were resized, merge it with peft first" if resized else "use the adapter's own base"
@@ -354,9 +340,9 @@ def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> di
                 f"fits no tensor of the base model in its place: {fix}"
             )
         found[place] = tensor
-    if tied and (own := {EMBEDDING, _HEAD} & found.keys()):
+    if tied and (own := {EMBEDDING, HEAD} & found.keys()):
         old = _node(params, EMBEDDING)
-        rows, head = found.get(EMBEDDING, old), found.pop(_HEAD, old)
+        rows, head = found.get(EMBEDDING, old), found.pop(HEAD, old)
         known = len(own) == 2 or not isinstance(old, jax.ShapeDtypeStruct)
         if known and not jnp.array_equal(rows.astype(old.dtype), head.astype(old.dtype)):
             raise DataError(
@@ -405,7 +391,7 @@ def _check_targets(weights: Path, params: dict, config: Mapping[str, Any], names
             continue
         own = heads.get(head + dot)
         spelt = [own + rest] if own else [module, memory_name(module)]
-        if _is_targeted(spelt, config, module in linear):
+        if is_targeted(spelt, config, module in linear):
             lacking += spelt if own else []
             untrained |= {} if own else {head: None}
     if lacking:
@@ -418,47 +404,12 @@ def _check_targets(weights: Path, params: dict, config: Mapping[str, Any], names
         towers = ", ".join(untrained)
         tell("%s: has no factors of %s, which target_modules names too: it stays the base's", weights, towers)
     spellings = ((name, [name, module, memory_name(module)]) for module, name in names.items())
-    if others := [name for name, spelt in spellings if not _is_targeted(spelt, config, True)]:
+    if others := [name for name, spelt in spellings if not is_targeted(spelt, config, True)]:
         tell(
             "%s: target_modules does not name %s, which peft leaves out; it counts here",
             weights,
             border.listing(others, 3),
         )
-
-
-def _is_targeted(spelt: Sequence[str], config: Mapping[str, Any], linear: bool) -> bool:
-    """True where peft gives factors to a module (check_target_module_exists), by one of its names; to "all-linear" it
-    counts whether it is one."""
-    targets, excluded = config["target_modules"], config.get("exclude_modules") or []
-    saved = [re.compile(rf"(^|.*\.){re.escape(name)}($|\..*)") for name in config.get("modules_to_save") or ()]
-    for name in spelt:
-        if (excluded and _is_among(name, excluded)) or any(module.match(name) for module in saved):
-            continue
-        if isinstance(targets, str):
-            found = linear if targets.lower() == "all-linear" else _is_among(name, targets)
-        else:
-            found = name in targets or (_is_among(name, targets) and _is_in_layers(name, config))
-        if found:
-            return True
-    return False
-
-
-def _is_among(name: str, modules: str | Sequence[str]) -> bool:
-    """True where a module's name fits a regular expression as a whole, or ends with one of several names."""
-    if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
-    return any(name == module or name.endswith(f".{module}") for module in modules)
-
-
-def _is_in_layers(name: str, config: Mapping[str, Any]) -> bool:
-    """True where a module is of a layer that layers_to_transform names, or where that names none."""
-    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
-    if layers in (None, []):
-        return True
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
-    number = next((int(match[1]) for match in found if match), None)
-    return number in (layers if isinstance(layers, list) else [layers])
 
 
 def _modules(params: dict, path: str = "") -> Iterator[str]:
@@ -501,70 +452,6 @@ def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
     axes = b.ndim - 1  # of a before those that it contracts inputs with: the rank, and where layers are stacked, them
     delta = scale * jnp.matmul(b, a.reshape(*a.shape[:axes], -1), precision="highest")
     return delta.reshape(*b.shape[:axes], *a.shape[axes:])
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    config = border.read_json(file, dict[str, Any])
-    for key, valid in (("r", _is_rank), ("lora_alpha", _is_alpha)):
-        if key not in config:
-            raise DataError(f"{file}: key {key} is missing")
-        if not valid(config[key]):
-            raise DataError(f"{file}: {key}={border.shown(config[key])} is no finite number above 0")
-    for key, valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(map(valid, pattern.values())):
-            raise DataError(f"{file}: {key}={border.shown(pattern)} is no object of finite numbers above 0")
-    saved = config.get("modules_to_save") or []
-    if not _is_names(saved):
-        raise DataError(f"{file}: modules_to_save={border.shown(saved)} is no list of modules' names")
-    for key in ("target_modules", "exclude_modules", "layers_pattern"):
-        if not _is_names(config.get(key) or []) and not _is_expression(config[key]):
-            raise DataError(
-                f"{file}: {key}={border.shown(config[key])} is no list and no regular expression of modules' names"
-            )
-    layers = config.get("layers_to_transform")
-    if not isinstance(layers, int | None) and not (
-        isinstance(layers, list) and all(type(layer) is int for layer in layers)
-    ):
-        raise DataError(f"{file}: layers_to_transform={border.shown(layers)} is no list of layers' numbers")
-    if not isinstance(config.get("use_rslora") or False, bool):
-        raise DataError(f"{file}: use_rslora={border.shown(config['use_rslora'])} is not true or false")
-    for key, value in config.items():
-        plain = value in _PLAIN[key] if key in _PLAIN else key in _HARMLESS or value in (None, False, [], {}, "")
-        if not plain:
-            fix = "only plain LoRA is, merge it with peft first"
-            raise DataError(f"{file}: {key}={border.shown(value)} is not supported: {fix}")
-    return config
-
-
-def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _is_expression(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and re.compile(value) is not None
-    except re.error:
-        return False
-
-
-def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _pattern(config: dict[str, Any], key: str, module: str, default: str) -> float:
-    """A module's own rank or alpha by peft's rule: the first pattern that ends the module's name, else the default."""
-    for pattern, value in (config.get(key) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise DataError(f"adapter_config.json: {key}: {border.shown(pattern)} is no regular expression") from error
-    return config[default]
 
 
 def _tensors(weights: Path) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ GROUND = {
     "remote",
     "statements",
     "lora",
+    "adapter_config",
     "answers",
     "comparison",
     "intervals",

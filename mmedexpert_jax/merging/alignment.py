@@ -10,9 +10,8 @@ import numpy as np
 
 from mmedexpert_jax import border
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.lora import TOWERS
+from mmedexpert_jax.lora import EMBEDDING, HEAD, TOWERS
 
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Heads that trainers put beside a language model: TRL's value head, reward and classification heads.
 EXTRA = ("v_head.", "value_head.", "reward_head.", "score.", "classifier.")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")

@@ -4,36 +4,34 @@ Nothing larger than a few blocks is ever formed, so that memory does not grow wi
 depend on a tensor's shape alone: both passes over a tensor, a resumed merge and a nested one see the same numbers.
 """
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from mmedexpert_jax.errors import ConfigError, DataError
+from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging import kernel
-from mmedexpert_jax.merging.arrays import cpu, finite, rounded
-from mmedexpert_jax.merging.fit import Derived, Stack, fit
-from mmedexpert_jax.merging.interference import Interference, add, measure
+from mmedexpert_jax.merging.arrays import cpu, finite
+from mmedexpert_jax.merging.fit import Derived, fit
+from mmedexpert_jax.merging.interference import add, measure
 from mmedexpert_jax.merging.lowrank import Pair, factors_of
-from mmedexpert_jax.merging.methods import Fitted, Setting, combine
+from mmedexpert_jax.merging.methods import Fitted, combine
+from mmedexpert_jax.merging.settings import Setting
 from mmedexpert_jax.merging.spherical import gram_matrix
 from mmedexpert_jax.merging.threshold import TOP, Blocks, Bound, Brackets, Counts, by_counting
 from mmedexpert_jax.merging.vectors import (
     FLOATS,
+    Adapter,
     Expert,
     Parts,
-    assembled,
     factor_gram,
     flat,
+    infinite,
     vector_of,
-    widened,
 )
 from mmedexpert_jax.rounding import cdiv
 from mmedexpert_jax.runtime.threads import cores, in_order
@@ -52,13 +50,15 @@ def parallel(function: Callable, items: Sequence) -> Iterator:
     return in_order(function, items, min(cores(), len(items)))
 
 
-def spans(shape: tuple[int, ...], whole_rows: bool = False) -> list[tuple[int, int]]:
-    """Flat ranges of a tensor's blocks, some whole rows each where that is asked for."""
-    size = int(np.prod(shape))
-    row = int(np.prod(shape[1:])) if len(shape) > 1 else size
-    width = max(1, row) if whole_rows else 1
-    step = max(1, BLOCK // width) * width
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
+def unit_key(name: str, scope: str) -> str:
+    """Key of the unit that a tensor is in, by the word of a switch: "tensor", "module" or "global"."""
+    match scope:
+        case "global":
+            return GLOBAL
+        case "module":
+            return name.rpartition(".")[0]
+        case _:
+            return name
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,16 @@ class Merge:
     def scope(self, name: str) -> str:
         """Key of the unit that a tensor is trimmed in; the tensor's own name unless a switch says otherwise."""
         how = self.how(name)
-        if not how.trims or how.rule.scope == "tensor" or how.in_factors:
-            return name
-        return GLOBAL if how.rule.scope == "global" else name.rpartition(".")[0]
+        return unit_key(name, how.rule.scope if how.trims and not how.in_factors else "tensor")
+
+    def spans(self, name: str) -> list[tuple[int, int]]:
+        """Flat ranges of a tensor's blocks, some whole rows each where the method needs them."""
+        shape = self.base[name].shape
+        size = int(np.prod(shape))
+        row = int(np.prod(shape[1:])) if len(shape) > 1 else size
+        width = max(1, row) if self.how(name).whole_rows else 1
+        step = max(1, BLOCK // width) * width
+        return [(start, min(start + step, size)) for start in range(0, size, step)]
 
     @cached_property
     def units(self) -> dict[str, "TensorUnit"]:
@@ -129,25 +136,16 @@ class Merge:
 
     def stretch(self, name: str) -> np.ndarray | None:
         """[K] float32 factors that give a tensor's task vectors one magnitude; None where a switch wants none."""
-        return self._stretches.get(self._magnitude_key(name))
-
-    def _magnitude_key(self, name: str) -> str:
-        match self.how(name).rule.normalize:
-            case "global":
-                return GLOBAL
-            case "module":
-                return name.rpartition(".")[0]
-            case _:
-                return name
+        return self._stretches.get(unit_key(name, self.how(name).rule.normalize))
 
     def _stretch(self, name: str) -> None:
         """Computes `stretch`, once, from the task vectors as they are."""
-        key, rule = self._magnitude_key(name), self.how(name).rule
-        if rule.normalize == "none" or name not in self.touched or key in self._stretches:
+        normalize = self.how(name).rule.normalize
+        key = unit_key(name, normalize)
+        if normalize == "none" or name not in self.touched or key in self._stretches:
             return
-        names = tuple(sorted(one for one in self.touched if self._magnitude_key(one) == key))
-        unit = TensorUnit(self, names)
-        if rule.normalize == "median":
+        unit = TensorUnit(self, tuple(sorted(one for one in self.touched if unit_key(one, normalize) == key)))
+        if normalize == "median":
             found = np.asarray(unit.largest([(unit.size + 1) // 2] * len(self.experts), "keep_all").value, np.float64)
         else:
             found = np.sqrt(np.maximum(np.diag(unit.gram(False)), 0))
@@ -216,11 +214,16 @@ class Merge:
         """The experts' Fisher information of flat entries [m] (0 where a tensor is not theirs); None: none is asked."""
         if not self.how(name).kind.by_fisher:
             return None
-        if unknown := [expert.name for expert in self.experts if expert.fisher is None]:
-            raise ConfigError(f"{self.how(name).method} weighs by Fisher information; expert {unknown[0]} has none")
+        self.check_fisher(self.how(name))
         zero = np.broadcast_to(np.float32(0), self.base[name].size)
         known = [expert.fisher.get(name) for expert in self.experts if expert.fisher is not None]
         return [(zero if one is None else flat(one))[entries].astype(np.float32) for one in known]
+
+    def check_fisher(self, how: Setting) -> None:
+        """Raises ConfigError where a method asks for Fisher information that an expert does not have."""
+        unknown = [expert.name for expert in self.experts if expert.fisher is None]
+        if how.kind.by_fisher and unknown:
+            raise ConfigError(f"{how.method} weighs by Fisher information; expert {unknown[0]} has none")
 
     def block(
         self, name: str, start: int, stop: int, dtype: Any | None = None, measured: int = 0
@@ -248,8 +251,6 @@ class Merge:
         how, first = self.how(name), self.units[self.scope(name)].offsets[name] + start
         fisher = self.fisher(name, slice(start, start + base.size))
         kept, update = combine(base, vectors, first, self.fitted(name), how, fisher)
-        if how.scale != 1:
-            update = update * np.float32(how.scale)
         base, update, vectors = base.reshape(-1), update.reshape(-1), rearrange(vectors, "experts ... -> experts (...)")
         if not finite(vectors):
             update = np.full_like(update, np.nan)
@@ -265,26 +266,26 @@ class Merge:
         """Entries start:stop of what the merge adds to a tensor; None where no expert changes it."""
         if name not in self.touched:
             return None
-        ranges = spans(self.base[name].shape, self.how(name).whole_rows)
-        if (start, stop) in ranges:
-            return self.block(name, start, stop)[0]
-        covering = [(low, high) for low, high in ranges if low < stop and high > start]
-        whole = np.concatenate([self.block(name, low, high)[0] for low, high in covering])
+        covering = [(low, high) for low, high in self.spans(name) if low < stop and high > start]
+        blocks = [self.block(name, low, high)[0] for low, high in covering]
+        whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return whole[start - covering[0][0] : stop - covering[0][0]]
 
     def sample(self, name: str, index: np.ndarray) -> np.ndarray | None:
         """The addends of `update` at flat indices, nearly: entries at the bounds and random choices may differ."""
         if name not in self.touched:
             return None
-        how = self.how(name)
+        how, fitted = self.how(name), self.fitted(name)
+        if fitted.factors is not None:
+            return Adapter({name: fitted.factors}, how.scale).sample(name, index)
         base = flat(self.base[name])[index].astype(np.float32)
         vectors = np.stack([expert.sample(name, index, base) for expert in self.experts])
         if (stretch := self.stretch(name)) is not None:
             vectors *= stretch[:, None]
         if how.whole_rows:
             base, vectors = base[None], vectors[:, None]
-        found = combine(base, vectors, 0, self.fitted(name), how, self.fisher(name, index))[1]
-        return found.reshape(-1) * np.float32(how.scale)
+        found = combine(base, vectors, 0, fitted, how, self.fisher(name, index))[1]
+        return found.reshape(-1)
 
     def factors(self, name: str) -> Pair | None:
         """Factors b [out, r] and a [r, in] of all that the merge adds to a matrix, which is not formed; None for none.
@@ -324,7 +325,7 @@ class Merge:
         """
         self.fitted(name)
         low_rank = all(expert.is_low_rank for expert in self.experts)
-        ranges = spans(self.base[name].shape, self.how(name).whole_rows)
+        ranges = self.spans(name)
         step = cdiv(len(ranges), REPORTED)
 
         def one(number: int) -> tuple[dict[str, np.ndarray], bool]:
@@ -365,61 +366,16 @@ class Merge:
 
     def _refuse_infinite(self, name: str, dtype: Any | None) -> None:
         """Reads the tensor again for whose entries they are."""
-        ranges = spans(self.base[name].shape, self.how(name).whole_rows)
+        ranges = self.spans(name)
         for span in ranges:
             for expert, vector in zip(self.experts, self.read(name, *span)[1], strict=True):
                 if not finite(vector):
-                    raise DataError(f"expert {expert.name}: {name} holds NaN or infinite values (there or in the base)")
+                    raise infinite(expert, name)
         fits = all(finite(self.block(name, *span, np.dtype(np.float32))[0]) for span in ranges)
         scale = self.how(name).scale
         wider = "write bfloat16 or float32 (config.model.dtype, or out_dtype of a mergekit file)"
         fix = wider if fits else f"lower the scale ({scale:g}) or the weights"
         raise ConfigError(f"{name}: the merged weights overflow {'float32' if dtype is None else dtype.name}; {fix}")
-
-
-@dataclass(frozen=True)
-class Merges:
-    """Merges of different tensors, side by side: a stack of slices."""
-
-    parts: tuple[Merge, ...]
-    like: Any  # the checkpoint whose names, configs and tokenizer the result has
-
-    @cached_property
-    def base(self) -> "Stacked":
-        """All tensors of the stack."""
-        found = {name: tensor for part in self.parts for name, tensor in part.base.items()}
-        number = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
-        prefixes = {number.sub("*", name): number.sub("*", stored) for name, stored in self.like.stored.items()}
-
-        def stored(name: str) -> str:
-            found = number.search(name)
-            return prefixes.get(number.sub("*", name), name).replace("*", found[0] if found else "*")
-
-        return Stacked(found, {name: stored(name) for name in found}, self.like.directory)
-
-    @cached_property
-    def touched(self) -> dict[str, None]:
-        """As of `Merge`."""
-        return {name: None for part in self.parts for name in part.touched}
-
-    @property
-    def experts(self) -> tuple[Expert, ...]:
-        """Of all parts."""
-        return tuple(expert for part in self.parts for expert in part.experts)
-
-    def tensor(
-        self, name: str, dtype: Any | None, write: Callable[[int, np.ndarray], None]
-    ) -> dict[str, np.ndarray] | None:
-        """As `Merge.tensor`; what slices with different experts measure does not add up to one report."""
-        return next(part for part in self.parts if name in part.base).tensor(name, dtype, write)
-
-
-class Stacked(dict[str, Any]):
-    """Tensors of a stack by canonical name, with the names under which they are written."""
-
-    def __init__(self, tensors: Mapping[str, Any], stored: Mapping[str, str], directory: Any):
-        super().__init__(tensors)
-        self.stored, self.directory = stored, directory
 
 
 @dataclass(frozen=True)
@@ -449,17 +405,12 @@ class TensorUnit:
         stretch, found = self.merge.stretch(name), []
         for number, expert in enumerate(self.merge.experts):
             if expert.is_low_rank:
-                pairs = [
-                    (b * adapter.scale, a)
-                    for adapter in expert.adapters
-                    for n, (b, a) in adapter.factors.items()
-                    if n == name
-                ]
+                pairs = [(b * scale, a) for b, a, scale in expert.factors(name)]
                 b = np.concatenate([b for b, _ in pairs], axis=1) if pairs else np.zeros((base.shape[0], 1), np.float32)
                 a = np.concatenate([a for _, a in pairs]) if pairs else np.zeros((1, base.shape[1]), np.float32)
                 found.append((b if stretch is None else b * stretch[number], a))
             else:
-                whole = np.concatenate([self.merge.read(name, *span)[1][number] for span in spans(base.shape, True)])
+                whole = np.concatenate([self.merge.read(name, *span)[1][number] for span in self.merge.spans(name)])
                 found.append(factors_of(whole, rank))
         return found
 
@@ -475,7 +426,7 @@ class TensorUnit:
             self.offsets[name] + start: (name, start, stop)
             for name in self.names
             if name in self.merge.touched
-            for start, stop in spans(self.merge.base[name].shape, self.merge.how(name).whole_rows)
+            for start, stop in self.merge.spans(name)
         }
 
     def total(self, function: Callable[[np.ndarray, np.ndarray, int], Any]) -> Any:
@@ -546,114 +497,3 @@ class TensorUnit:
             if (stretch := self.merge.stretch(name)) is not None:
                 values[:, low:high] *= stretch[:, None]
         return values
-
-
-_MOST = 1 << 31  # entries, which int32 indices count
-
-
-def on_devices(tensors: Mapping[str, Any]) -> bool:
-    """True where a tensor lies anywhere else than on the one CPU that the host's cores are."""
-    arrays = [tensor for tensor in tensors.values() if isinstance(tensor, jax.Array)]
-    return any(len(a.devices()) > 1 or next(iter(a.devices())).platform != "cpu" for a in arrays)
-
-
-def merged_on_devices(job: Merge, report: Interference) -> Iterator[tuple[str, jax.Array]]:
-    """(name, what the merge adds [...] float32) of every changed tensor; the report takes what was measured.
-
-    A unit of several tensors (a trim by module or of the whole model) is laid out as one vector for its trim.
-
-    Raises:
-        ConfigError: more entries are trimmed as one vector than int32 can count; what the host alone does is asked for.
-        DataError: a task vector is not finite; names expert and tensor.
-    """
-    _refuse_long(job)
-    _refuse_unlike(job)
-    for unit in job.units.values():
-        names = unit.names
-        bases = [jnp.asarray(job.base[name]) for name in names]
-        sources = [tuple(_source(expert, name) for expert in job.experts) for name in names]
-        how = job.how(names[0])
-        updates, sums = _merge_unit(bases, sources, how)
-        for name, update, found in zip(names, updates, sums, strict=True):
-            host = {key: np.asarray(value, np.float64) for key, value in found.items()}
-            for expert, mass in zip(job.experts, host["mass"], strict=True):
-                if not np.isfinite(mass):
-                    raise DataError(f"expert {expert.name}: {name} holds NaN or infinite values (there or in the base)")
-            if name in job.touched and host["mass"].any():
-                report.sums[name] = host
-                yield name, update
-
-
-def _refuse_long(job: Merge) -> None:
-    for key, unit in job.units.items():
-        if job.how(unit.names[0]).trims and unit.size >= _MOST:
-            whole = "the whole model" if key == GLOBAL else key
-            raise ConfigError(
-                f"{whole} is trimmed as one vector of {unit.size:,} entries, which must be fewer than 2^31 on devices: "
-                "pass the base as numpy arrays, which the host merges, or choose a preset that trims by tensor"
-            )
-
-
-def _refuse_unlike(job: Merge) -> None:
-    """Programs for devices take no factors, stretch no vectors and have one setting for a unit."""
-    for unit in job.units.values():
-        settings = {replace(job.how(name), keys=()) for name in unit.names}
-        how = job.how(unit.names[0])
-        if how.in_factors or how.rule.normalize != "none" or len(settings) > 1:
-            raise ConfigError(
-                f"{how.method} as it is set for {unit.names[0]} is not merged on devices: pass the base as numpy "
-                "arrays, which the host merges"
-            )
-
-
-def _source(expert: Expert, name: str) -> dict[str, Any]:
-    own = {} if expert.weights is None else {"weights": expert.weights[name]}
-    if expert.fisher and name in expert.fisher:
-        own["fisher"] = expert.fisher[name]
-    pairs = [(*adapter.factors[name], adapter.scale) for adapter in expert.adapters if name in adapter.factors]
-    return own | {"factors": pairs}
-
-
-@partial(jax.jit, static_argnames="how")
-def _merge_unit(bases: list[jax.Array], sources: list[tuple], how: Setting) -> tuple[list, list]:
-    """Updates and measured sums of a unit's tensors."""
-    starts = np.cumsum([0, *[base.size for base in bases]])
-    count = bases[0].shape[0] if bases[0].ndim > 1 else 1
-    rows = (count, -1) if how.whole_rows else (-1,)
-    whole = (
-        jnp.concatenate([base.astype(jnp.float32).reshape(rows) for base in bases])
-        if len(bases) > 1
-        else (bases[0].astype(jnp.float32).reshape(rows))
-    )
-    vectors = [_vectors(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
-    stack = vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors, axis=1)
-    known = [_fisher(base, own).reshape(len(own), *rows) for base, own in zip(bases, sources, strict=True)]
-    fitted = fit(Stack(whole, stack, len(bases) == 1 and bases[0].ndim > 1), how)
-    kept, merged = combine(whole, stack, 0, fitted, how, list(jnp.concatenate(known, axis=1)))
-    merged = merged * jnp.float32(how.scale)
-    flat, merged = rearrange(stack, "experts ... -> experts (...)"), merged.reshape(-1)
-    kept = [row.reshape(-1) for row in kept]
-    updates, sums = [], []
-    for base, start, stop in zip(bases, starts[:-1], starts[1:], strict=True):
-        update, entries = merged[start:stop], base.reshape(-1).astype(jnp.float32)
-        own, left = flat[:, start:stop], [row[start:stop] for row in kept]
-        sums.append(measure(entries, own, left, update, rounded(entries + update, base.dtype)))
-        updates.append(update.reshape(base.shape))
-    return updates, sums
-
-
-def _fisher(base: jax.Array, sources: tuple) -> jax.Array:
-    """Fisher information [K, ...] float32 of one tensor; 0 where an expert has none."""
-    return jnp.stack([jnp.asarray(own.get("fisher", jnp.zeros(base.shape)), jnp.float32) for own in sources])
-
-
-def _vectors(base: jax.Array, sources: tuple) -> jax.Array:
-    """Task vectors [K, ...] float32 of one tensor."""
-
-    def vector(source: dict[str, Any]) -> jax.Array:
-        own = jnp.asarray(source["weights"]) if "weights" in source else None
-        deltas = [scale * jnp.matmul(b, a, precision="highest") for b, a, scale in source["factors"]]
-        found = assembled(base.astype(jnp.float32), *widened((own, deltas), base))
-        return jnp.zeros(base.shape, jnp.float32) if found is None else found
-
-    return jnp.stack([vector(source) for source in sources])

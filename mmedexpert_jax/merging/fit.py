@@ -14,7 +14,6 @@ from mmedexpert_jax.merging.arrays import Array, Rows, namespace, product, tally
 from mmedexpert_jax.merging.lowrank import factors_of, merged_factors
 from mmedexpert_jax.merging.methods import (
     Fitted,
-    Setting,
     breadcrumb_ranks,
     combine,
     elected,
@@ -25,6 +24,7 @@ from mmedexpert_jax.merging.methods import (
     norms,
     variance,
 )
+from mmedexpert_jax.merging.settings import Setting
 from mmedexpert_jax.merging.spherical import SPANS, gram_matrix
 from mmedexpert_jax.merging.threshold import Bound, largest
 
@@ -90,15 +90,20 @@ def merge_stack(vectors: Array, how: Setting, base: Array | None = None, fisher:
     """
     xp = namespace(vectors)
     shape = vectors.shape[1:]
-    count = shape[0] if len(shape) > 1 else 1
-    rows = (count, -1) if how.whole_rows else (-1,)
-    vectors = xp.asarray(vectors, xp.float32).reshape(len(vectors), *rows)
+    vectors = xp.asarray(vectors, xp.float32).reshape(len(vectors), *block_shape(shape, how))
     base = xp.zeros(vectors.shape[1:], xp.float32) if base is None else base.reshape(vectors.shape[1:])
     if not vectors.size:
         return xp.zeros(shape, xp.float32)
     known = None if fisher is None else list(xp.asarray(fisher, xp.float32).reshape(vectors.shape))
     _, merged = combine(base, vectors, 0, fit(Stack(base, vectors, len(shape) > 1), how), how, known)
-    return (merged if how.scale == 1 else merged * xp.float32(how.scale)).reshape(shape)
+    return merged.reshape(shape)
+
+
+def block_shape(shape: tuple[int, ...], how: Setting) -> tuple[int, ...]:
+    """The shape in which `combine` takes a tensor: [rows, columns] where its method reads whole rows, else flat."""
+    if not how.whole_rows:
+        return (-1,)
+    return (shape[0] if len(shape) > 1 else 1, -1)
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,9 @@ def _bounds(unit: Unit, how: Setting) -> tuple[Bound, ...]:
         return outer, unit.largest([dropped + kept for dropped, kept in ranks], rule.equal_magnitudes)
     if how.kind.keep == "varied" and how.density[0] < 1:
         counted = unit.total(lambda _, vectors, __: namespace(vectors).count_nonzero(variance(vectors)))
-        kept = [int(np.float32(counted) * np.float32(how.density[0]))]  # mergekit's product of a tensor is float32
-        return (unit.largest(kept, rule.equal_magnitudes, lambda _, vectors: variance(vectors)),)
+        xp = namespace(counted)
+        kept = (xp.asarray(counted, xp.float32) * xp.float32(how.density[0])).astype(int)  # mergekit's is float32 too
+        return (unit.largest([kept], rule.equal_magnitudes, lambda _, vectors: variance(vectors)),)
     if how.kind.keep == "important":
         return (_fence(unit),)
     return ()
@@ -211,15 +217,17 @@ def _coefficients(unit: Unit, how: Setting) -> Array:
     whole = how.kind.whole
     gram = unit.gram(whole)
     xp = namespace(gram)
-    name, weights = how.method.removeprefix("weight_"), xp.asarray(how.weights, gram.dtype)
-    more = {"karcher": {"max_iter": how.max_iter, "tol": how.tol}}.get(name, {})
-    if name == "multislerp":
-        more = {"normalize": how.rule.denominator != "none"}
-    if name == "slerp" and whole:
-        more = {"line_to_zero": False}  # as mergekit's `slerp`, of which this is one
-    if name == "sum" and how.rule.denominator != "none":
-        name = "average"
-    found = SPANS[name](gram, weights, **more)
+    name, divides, more = how.method.removeprefix("weight_"), how.rule.denominator != "none", dict[str, Any]()
+    match name:
+        case "karcher":
+            more = {"max_iter": how.max_iter, "tol": how.tol}
+        case "multislerp":
+            more = {"normalize": divides}
+        case "slerp" if whole:
+            more = {"line_to_zero": False}  # as mergekit's `slerp`, of which this is one
+        case "sum" if divides:
+            name = "average"
+    found = SPANS[name](gram, xp.asarray(how.weights, gram.dtype), **more)
     of_base = xp.sum(found) - 1 if whole else xp.zeros((), gram.dtype)
     return xp.append(found, of_base).astype(np.float32)
 

@@ -14,7 +14,8 @@ import numpy as np
 from einops import rearrange
 
 from mmedexpert_jax.merging.arrays import on_host, one_core, product, rounded, total
-from mmedexpert_jax.merging.methods import Fitted, Setting, Switches, disjoint_mean
+from mmedexpert_jax.merging.methods import Fitted, disjoint_mean
+from mmedexpert_jax.merging.settings import Setting, Switches
 from mmedexpert_jax.merging.threshold import Bound
 from mmedexpert_jax.merging.vectors import Parts, assembled, widened
 

@@ -9,9 +9,10 @@ cores: no dense matrix is formed, and the result has rank R at most.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+
+from mmedexpert_jax.merging.settings import Setting
 
 _TOLERANCE = 1e-6  # of the whole energy, by which another block may still raise what is kept
 _MOST = 0.6  # share of the matrix's smaller side beyond which a whole decomposition costs less
@@ -20,30 +21,28 @@ _MOST = 0.6  # share of the matrix's smaller side beyond which a whole decomposi
 Pair = tuple[np.ndarray, np.ndarray]  # b [out, r], a [r, in]
 
 
-def merged_factors(pairs: Sequence[Pair], how: Any, merge_stack: Callable[..., np.ndarray]) -> Pair:
+def merged_factors(pairs: Sequence[Pair], how: Setting, merge_stack: Callable[..., np.ndarray]) -> Pair:
     """The merge of K matrices from their factors, as factors in float32.
 
     Args:
         pairs: of the experts.
-        how: `Setting`: a method of this page ("tsv_m", "iso_c", "wudi", "optmerge"), or one of entries in a `space`.
+        how: a method of this page ("tsv_m", "iso_c", "wudi", "optmerge"), or one of entries in a `space`.
         merge_stack: `fit.merge_stack`, which merges entries.
     """
-    weighted = [(b.astype(np.float64) * w, a.astype(np.float64)) for (b, a), w in zip(pairs, how.weights, strict=True)]
+    wide = [(b.astype(np.float64), a.astype(np.float64)) for b, a in pairs]
+    plain = replace(how, space="", scale=1.0)  # of entries in a space; it weighs the experts itself, and scales later
     if how.kind.join == "factors":
-        left, cores, right = core_space(weighted)
+        left, cores, right = core_space([(b * w, a) for (b, a), w in zip(wide, how.weights, strict=True)])
         entries = len(left) * len(right)
         methods = {"tsv_m": tsv_merge, "iso_c": iso_merge}
         methods |= {"wudi": partial(wudi_merge, entries=entries), "optmerge": partial(opt_merge, entries=entries)}
         b, a = left @ methods[how.method](cores), right.T
+    elif how.space == "core":
+        left, cores, right = core_space(wide)
+        b, a = left @ merge_stack(cores.astype(np.float32), plain), right.T
     else:
-        plain = replace(how, space="")  # it weighs the experts itself
-        whole = [(b.astype(np.float64), a.astype(np.float64)) for b, a in pairs]
-        if how.space == "core":
-            left, cores, right = core_space(whole)
-            b, a = left @ merge_stack(cores.astype(np.float32), replace(plain, scale=1.0)), right.T
-        else:
-            left, parts = knots_space(whole)
-            b, a = left, merge_stack(parts.astype(np.float32), replace(plain, scale=1.0))
+        b, parts = knots_space(wide)
+        a = merge_stack(parts.astype(np.float32), plain)
     return b.astype(np.float32), a.astype(np.float32)
 
 
@@ -107,12 +106,7 @@ def wudi_merge(matrices: np.ndarray, entries: int = 0) -> np.ndarray:
         matrices: [K, m, n]; where they are cores, `entries` is the size of the matrices that they stand for.
         entries: 0: m n.
     """
-    pulled, curvature = np.zeros_like(matrices[0]), np.zeros((matrices.shape[2],) * 2)
-    for matrix in matrices:
-        if energy := np.sum(matrix**2):
-            pulled += matrix @ matrix.T @ matrix / energy
-            curvature += matrix.T @ matrix / energy
-    return _descended(matrices.sum(axis=0), pulled, curvature, entries)
+    return _descended(matrices.sum(axis=0), [(matrix, matrix, np.sum(matrix**2)) for matrix in matrices], entries)
 
 
 def opt_merge(matrices: np.ndarray, entries: int = 0) -> np.ndarray:
@@ -122,23 +116,29 @@ def opt_merge(matrices: np.ndarray, entries: int = 0) -> np.ndarray:
     the mean, which stays beyond R_k. Arguments as for `wudi_merge`.
     """
     count = int(min(matrices.shape[1:]) / len(matrices))
-    pulled, curvature = np.zeros_like(matrices[0]), np.zeros((matrices.shape[2],) * 2)
+    terms = []
     for matrix in matrices:
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
-        rows, energy = values[:count, None] * right[:count], np.sum(values**2)
-        if energy > 0:
-            curvature += rows.T @ rows / energy
-            pulled += left[:, :count] @ rows @ rows.T @ rows / energy
-    return _descended(matrices.mean(axis=0), pulled, curvature, entries)
+        rows = values[:count, None] * right[:count]
+        terms.append((left[:, :count] @ rows, rows, np.sum(values**2)))
+    return _descended(matrices.mean(axis=0), terms, entries)
 
 
-def _descended(start: np.ndarray, pulled: np.ndarray, curvature: np.ndarray, entries: int) -> np.ndarray:
-    """The least of a loss with the gradient 2 (M @ curvature - pulled), no further from the start than the authors go.
+def _descended(start: np.ndarray, terms: Sequence[tuple[np.ndarray, np.ndarray, float]], entries: int) -> np.ndarray:
+    """The least of sum_k |(M - T_k) R_k^T|^2 / e_k, no further from the start than the authors go.
 
     300 steps of Adam at 1e-5 move an entry by 3e-3 at most: |M - start| <= 3e-3 sqrt(entries). That bound is the merge.
     The minimiser without it is, where experts hardly reach, their noise divided by nearly nothing: of models merged so
     from trained experts no answer was right.
+
+    Args:
+        terms: T_k, R_k and e_k; one with e_k = 0 is of an expert that changed nothing.
     """
+    pulled, curvature = np.zeros_like(start), np.zeros((start.shape[1],) * 2)  # its gradient: 2 (M curvature - pulled)
+    for target, rows, energy in terms:
+        if energy:
+            pulled += target @ rows.T @ rows / energy
+            curvature += rows.T @ rows / energy
     radius = 300 * 1e-5 * np.sqrt(entries or start.size)
     values, vectors = np.linalg.eigh(curvature)
     reached = values > 1e-12 * values[-1]  # beyond the experts' span nothing moves

@@ -10,11 +10,13 @@ import numpy as np
 
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.blockwise import Merge, merged_on_devices, on_devices
+from mmedexpert_jax.merging.blockwise import Merge
+from mmedexpert_jax.merging.device_merge import merged_on_devices, on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.lowrank import Pair, truncate, truncate_pair
-from mmedexpert_jax.merging.methods import METHODS, Switches, switches
+from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec, by_expert
+from mmedexpert_jax.merging.settings import Switches
 from mmedexpert_jax.merging.vectors import Adapter, Expert, check
 from mmedexpert_jax.models.tree import flatten, nest
 
@@ -75,8 +77,8 @@ def merge(
     given = {"density": density, "gamma": gamma, "epsilon": epsilon, "scale": scale}
     numbers = {which: by_expert(value, names, which) for which, value in given.items()}
     numbers["weight"] = by_expert(1.0 if weights is None else weights, names, "weights")
-    rule = switches(preset, method) if method in METHODS else preset
-    if normalize_vectors != "none" and isinstance(rule, Switches):
+    rule = switches(preset, method)
+    if normalize_vectors != "none":
         rule = switches(replace(rule, normalize=cast(Any, normalize_vectors)))
     how = Parameters(method, names, rule, numbers, seed, tuple(tensors), space=space, compress=rank or 0)
     how.check()

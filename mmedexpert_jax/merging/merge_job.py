@@ -16,15 +16,16 @@ from mmedexpert_jax.config.job_config import given
 from mmedexpert_jax.data import load_cases
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.lora import Lora
-from mmedexpert_jax.merging.blockwise import Merge, Merges
+from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, check_rank, merge_in_memory, updates_of
 from mmedexpert_jax.merging.merge_page import write_page
 from mmedexpert_jax.merging.merge_recipe import Recipe, ingredients, is_checkpoint, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
-from mmedexpert_jax.merging.methods import METHODS, switches, uses
+from mmedexpert_jax.merging.methods import METHODS, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
+from mmedexpert_jax.merging.slices import Merges
 from mmedexpert_jax.merging.sweep import Sweep, at, search, sentence, sweep, variant
 from mmedexpert_jax.models import load_model, load_processor, save_pretrained
 from mmedexpert_jax.models.tree import flatten, nest
@@ -90,11 +91,11 @@ def check_together(config: ConfigDict, recipe: Recipe) -> None:
     if settings and not settings.densities and (settings.get("trials", 0) or settings.get("score")):
         raise ConfigError("config.sweep.trials and config.sweep.score are of a sweep: set config.sweep.densities too")
     method = recipe.parameters.method
-    if settings and len(settings.densities) > 1 and not uses(method, "density"):
+    if settings and len(settings.densities) > 1 and not METHODS[method].has_density:
         raise ConfigError(f"config.sweep.densities: {method} has no density; give one value, and vary the scales")
     if settings and settings.densities:
         at(recipe.parameters, 1.0, 1.0)  # which refuses numbers that a sweep would pass over
-    if settings and settings.get("trials", 0) and not uses(method, "weight"):
+    if settings and settings.get("trials", 0) and not METHODS[method].has_weights:
         raise ConfigError(f"config.sweep.trials: {method} has no weights to search; leave it out")
     if config.get("mergekit") and (beside := [key for key in ("weights", "parameters") if config.get(key)]):
         raise ConfigError(f"config.{beside[0]} says nothing beside config.mergekit: write its numbers into that file")
@@ -104,7 +105,8 @@ def check_together(config: ConfigDict, recipe: Recipe) -> None:
 
 def check_numbers(config: ConfigDict) -> None:
     """Raises ConfigError where a number of the job is set that its method does not read."""
-    reads = {"density": uses(config.method, "density"), "fisher_prompts": METHODS[config.method].by_fisher}
+    kind = METHODS[config.method]
+    reads = {"density": kind.has_density, "fisher_prompts": kind.by_fisher}
     for key in given(config):
         if not reads.get(key, True):
             raise ConfigError(f"config.{key} says nothing: {config.method} has no {key}; leave it out")
@@ -118,20 +120,23 @@ def recipe_of(config: ConfigDict) -> Recipe:
     experts = expert_paths(config)
     if config.weights and len(config.weights) != len(experts):
         raise ConfigError(f"{len(config.weights)} weights for {len(experts)} experts ({', '.join(experts)})")
-    if config.weights and not uses(config.method, "weight"):
+    if config.weights and not METHODS[config.method].has_weights:
         raise ConfigError(f"config.weights says nothing: {config.method} has no weights; leave it out")
-    own = parse(config.get("parameters", ()), config.method)
-    numbers: dict[str, dict[str, Any]] = {which: dict(specs) for which, specs in own.items()}
-    for which, value in {"density": config.density, "scale": config.scale}.items():
-        _fall_back(numbers, which, "", value)
+    numbers = parse(config.get("parameters", ()), config.method)
+    _fall_back(numbers, "density", "", config.density)
+    _fall_back(numbers, "scale", "", config.scale)
     for name, weight in zip(experts, config.weights, strict=False):
         _fall_back(numbers, "weight", name, float(weight))
     rule = replace(switches(config.rules, config.method), normalize=config.get("normalize_vectors", "none"))
     parameters = Parameters(
-        config.method, tuple(experts), rule, numbers, config.get("seed", 0), space=config.get("space", "")
+        config.method,
+        tuple(experts),
+        rule,
+        numbers,
+        config.get("seed", 0),
+        space=config.get("space", ""),
+        compress=int(config.get("rank") or 0),
     )
-    if config.get("rank"):
-        parameters = replace(parameters, compress=int(config.rank))
     start_only = ("RL",) if config.get("rl_origin") == "start" and "RL" in experts else ()
     return Recipe(config.model.path, experts, parameters, start_only, config.model.dtype)
 

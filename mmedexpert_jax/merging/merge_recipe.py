@@ -13,7 +13,7 @@ from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError, UserError
 from mmedexpert_jax.lora import EMBEDDING, Lora, load_peft, with_saved_modules
 from mmedexpert_jax.merging.alignment import aligned, enlarged, layers, rows_of, union, vocabularies
-from mmedexpert_jax.merging.blockwise import Merge, Merges
+from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.checkpoint import (
     SHARD_BYTES,
     Checkpoint,
@@ -23,8 +23,9 @@ from mmedexpert_jax.merging.checkpoint import (
     copy_settings,
 )
 from mmedexpert_jax.merging.interference import Interference
-from mmedexpert_jax.merging.methods import Switches
 from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.settings import Switches
+from mmedexpert_jax.merging.slices import Merges, Slice
 from mmedexpert_jax.merging.vectors import Adapter, Expert, Origin, check
 from mmedexpert_jax.models.locate import from_above, locate, trace
 from mmedexpert_jax.models.stored_tensors import Stored
@@ -174,22 +175,6 @@ def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
 
 # What an expert is read from: weights, the settings of an adapter, a recipe or a run, the checkpoints of a run.
 _FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "ckpt/*/manifest.json")
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Layers of a stack: a merge of equally many layers of a base and of experts."""
-
-    base: str  # path of the model whose layers the experts' are merged over
-    experts: Mapping[str, str]  # name -> path
-    ranges: Mapping[str, tuple[int, int]]  # [start, stop) of the layers that are taken, by name, "" for the base
-    parameters: Parameters  # of this merge
-
-    @property
-    def count(self) -> int:
-        """Layers that it adds to the stack."""
-        start, stop = self.ranges[""]
-        return stop - start
 
 
 @dataclass(frozen=True)

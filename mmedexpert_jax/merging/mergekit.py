@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.errors import ConfigError, DataError, RemoteError
 from mmedexpert_jax.merging.alignment import vocabularies
 from mmedexpert_jax.merging.checkpoint import chat_template
-from mmedexpert_jax.merging.merge_recipe import Recipe, Slice
+from mmedexpert_jax.merging.merge_recipe import Recipe
 from mmedexpert_jax.merging.methods import switches
 from mmedexpert_jax.merging.parameters import Parameters, Spec
+from mmedexpert_jax.merging.slices import Slice
 from mmedexpert_jax.models.locate import trace
 from mmedexpert_jax.processing.chat_template import syntax_fault
 
@@ -72,50 +73,47 @@ class MergekitMethod:
 
     ours: str  # its name in `methods.METHODS`
     # parameters of each model, theirs -> ours; those that mergekit has no default for are `required`
-    own: Mapping[str, str]
-    shared: Mapping[str, str]  # parameters of the merge, theirs -> ours
-    flags: Mapping[str, bool]  # switches, with mergekit's defaults
+    own: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)  # parameters of the merge, theirs -> ours
+    flags: Mapping[str, bool] = field(default_factory=dict)  # switches, with mergekit's defaults
     base: bool = True  # whether base_model must be there
     inputs: bool = False  # whether the base is one of the merged models, whose whole weights are merged
     required: tuple[str, ...] = ()  # of `own` and `shared`
 
 
-def _arithmetic(ours: str, normalize: bool, rescale: bool, **more: str) -> MergekitMethod:
-    own = {"weight": "weight", "density": "density", **more}
+def _arithmetic(name: str, *more: str, normalize: bool = False, rescale: bool = False) -> MergekitMethod:
+    """A method of mergekit's generalised task arithmetic, with `more` parameters of each model; named as ours is."""
+    own = {key: key for key in ("weight", "density", *more)}
     flags = {"normalize": normalize, "rescale": rescale, "int8_mask": False}
-    return MergekitMethod(ours, own, {"lambda": "scale"}, flags, required=("weight",))
+    return MergekitMethod(name, own, {"lambda": "scale"}, flags, required=("weight",))
 
 
-_GAMMA, _EPSILON, _WEIGHT = {"gamma": "gamma"}, {"epsilon": "epsilon"}, {"weight": "weight"}
+def _weighted(ours: str, inputs: bool = False, **flags: bool) -> MergekitMethod:
+    """A method that asks each model for a weight alone, and for no base."""
+    return MergekitMethod(ours, {"weight": "weight"}, flags=flags, base=False, inputs=inputs, required=("weight",))
+
+
 METHODS = {
-    "ties": _arithmetic("ties", True, False),
-    "task_arithmetic": _arithmetic("task_arithmetic", False, False),
-    "dare_linear": _arithmetic("dare_linear", False, True),
-    "dare_ties": _arithmetic("dare_ties", False, True),
-    "della": _arithmetic("della", True, True, **_EPSILON),
-    "della_linear": _arithmetic("della_linear", False, True, **_EPSILON),
-    "breadcrumbs": _arithmetic("breadcrumbs", False, False, **_GAMMA),
-    "breadcrumbs_ties": _arithmetic("breadcrumbs_ties", False, False, **_GAMMA),
-    "linear": MergekitMethod(
-        "weight_sum", _WEIGHT, {}, {"normalize": True}, base=False, inputs=True, required=("weight",)
-    ),
-    "passthrough": MergekitMethod("weight_sum", {"scale": "weight"}, {}, {}, base=False, inputs=True),
-    "slerp": MergekitMethod("weight_slerp", {}, {"t": "t"}, {}, inputs=True, required=("t",)),
-    "nuslerp": MergekitMethod(
-        "nuslerp", _WEIGHT, {}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}, base=False, required=("weight",)
-    ),
-    "multislerp": MergekitMethod(
-        "multislerp", _WEIGHT, {}, {"normalize_weights": True}, base=False, required=("weight",)
-    ),
-    "karcher": MergekitMethod(
-        "weight_karcher", {}, {"max_iter": "max_iter", "tol": "tol"}, {}, base=False, inputs=True
-    ),
-    "model_stock": MergekitMethod("model_stock", {}, {}, {"filter_wise": False}),
-    "ram": MergekitMethod("ram", {}, {"epsilon": "threshold"}, {}),
-    "ramplus_tl": MergekitMethod("ramplus", {}, {"epsilon": "threshold", "r": "slope", "alpha": "bound"}, {}),
-    "sce": MergekitMethod("sce", {}, {"select_topk": "density"}, {"int8_mask": False}),
-    "nearswap": MergekitMethod("nearswap", {}, {"t": "t"}, {}, required=("t",)),
-    "arcee_fusion": MergekitMethod("arcee_fusion", {}, {}, {}),
+    "ties": _arithmetic("ties", normalize=True),
+    "task_arithmetic": _arithmetic("task_arithmetic"),
+    "dare_linear": _arithmetic("dare_linear", rescale=True),
+    "dare_ties": _arithmetic("dare_ties", rescale=True),
+    "della": _arithmetic("della", "epsilon", normalize=True, rescale=True),
+    "della_linear": _arithmetic("della_linear", "epsilon", rescale=True),
+    "breadcrumbs": _arithmetic("breadcrumbs", "gamma"),
+    "breadcrumbs_ties": _arithmetic("breadcrumbs_ties", "gamma"),
+    "linear": _weighted("weight_sum", inputs=True, normalize=True),
+    "passthrough": MergekitMethod("weight_sum", {"scale": "weight"}, base=False, inputs=True),
+    "slerp": MergekitMethod("weight_slerp", shared={"t": "t"}, inputs=True, required=("t",)),
+    "nuslerp": _weighted("nuslerp", nuslerp_flatten=True, nuslerp_row_wise=False),
+    "multislerp": _weighted("multislerp", normalize_weights=True),
+    "karcher": MergekitMethod("weight_karcher", shared={"max_iter": "max_iter", "tol": "tol"}, base=False, inputs=True),
+    "model_stock": MergekitMethod("model_stock", flags={"filter_wise": False}),
+    "ram": MergekitMethod("ram", shared={"epsilon": "threshold"}),
+    "ramplus_tl": MergekitMethod("ramplus", shared={"epsilon": "threshold", "r": "slope", "alpha": "bound"}),
+    "sce": MergekitMethod("sce", shared={"select_topk": "density"}, flags={"int8_mask": False}),
+    "nearswap": MergekitMethod("nearswap", shared={"t": "t"}, required=("t",)),
+    "arcee_fusion": MergekitMethod("arcee_fusion"),
 }
 
 

@@ -1,15 +1,17 @@
 """The merging methods side by side: what each keeps of the task vectors, and how the kept parts join, entry by entry.
 
-    task vectors --keep--> kept --join--> merged vector, then base + scale * merged
+    task vectors --keep--> kept --join--> merged vector * scale, which is added to the base
 
 Equation 6 of the paper, tau_k = theta_k - theta_base, stands in `vectors.assembled`; equation 7, the trim, the elected
 signs and the mean of those that agree, in `trim` and `disjoint_mean` below; lambda is `Setting.scale`.
 
-1. `Switches`: every point on which published codes differ, and the presets that follow each of them.
-2. `METHODS`: a method is a rule of what is kept and a rule of how that joins; `Setting` has its numbers for one tensor.
-3. What is kept: trims by magnitude, DARE, DELLA, breadcrumbs, SCE.
-4. How it joins: sums, sign election (TIES), overlap (RAM), NearSwap.
-5. `combine`: 3 and 4 for a block of entries, given the few numbers that a whole tensor decides (`fit.fit`).
+1. `METHODS`: a method is a rule of what is kept and a rule of how that joins.
+2. `combine`: both rules for a block of entries, given the few numbers that a whole tensor decides (`fit.fit`).
+3. What is kept, a `case` of `keep` each: trims by magnitude, breadcrumbs, DARE, DELLA, SCE, Arcee Fusion.
+4. How it joins, a `case` of `join` each: sign election (TIES), sums, SCE, NearSwap, Fisher information, spans, RAM.
+
+The formulas of `spherical` (SLERP and its kin) and `lowrank` (TSV-M, Iso-C, WUDI, OptMerge) take whole vectors and
+matrices, and stand there.
 
 The same functions take numpy arrays, JAX arrays and tracers: hosts, XLA programs and devices run one formula.
 """
@@ -17,7 +19,7 @@ The same functions take numpy arrays, JAX arrays and tracers: hosts, XLA program
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,56 +27,62 @@ from einops import rearrange
 
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging.arrays import Array, Rows, count, namespace, product, random_bits, total
+from mmedexpert_jax.merging.settings import CHOICES, PRESETS, Method, Setting, Switches
 from mmedexpert_jax.merging.spherical import pair_coefficients, stock_coefficients
 from mmedexpert_jax.merging.threshold import Bound, largest
 
-
-@dataclass(frozen=True)
-class Switches:
-    """The choices that the papers leave open."""
-
-    # unit of a trim by magnitude; a module is weight and bias of one layer, "global" one vector of the whole model
-    scope: Literal["tensor", "module", "global"] = "tensor"
-    # which of several entries at the bound are kept, exactly as many as asked or all of them
-    equal_magnitudes: Literal["lower_index", "higher_index", "keep_all"] = "lower_index"
-    at_least: int = 1  # entries kept of a unit that has any, even if int(density * n) is less
-    extra: int = 0  # entries kept beyond int(density * n)
-    elect: Literal["mass", "count"] = "mass"  # by the sign of the sum of values, or of signs
-    weigh: Literal["before", "after"] = "after"  # weights multiply the trimmed vectors before or after the election
-    # sign elected where that sum is exactly 0: none (the entry is 0), plus, or the more frequent elected sign of the
-    # unit (minus if there is none)
-    cancellation: Literal["drop", "plus", "majority"] = "drop"
-    # the merged sum is divided by the weights or the count of those that join it
-    denominator: Literal["weights", "count", "none"] = "weights"
-    # entries kept are multiplied by 1 / their probability ("density", random methods alone), or by the tensor's 1-norm
-    # or 2-norm before over after
-    rescale: Literal["none", "density", "l1", "l2"] = "none"
-    # task vectors are first stretched to one magnitude, the mean of the experts': by the 2-norm of a tensor, a module
-    # or the model, or by the median magnitude of a tensor
-    normalize: Literal["none", "tensor", "module", "global", "median"] = "none"
-
-    def kept(self, size: int, density: float) -> int:
-        """The number of `size` entries that the trim keeps, int(density * size) before the switches."""
-        count = int(density * size) + self.extra
-        return min(size, max(self.at_least if density > 0 else 0, count))
-
-
-CHOICES = {name: choices for name, hint in get_type_hints(Switches).items() if (choices := get_args(hint))}
-
-PRESETS = {
-    # Algorithm 1: sgn(0) agrees with zeros only, so an exact cancellation gives 0.
-    "paper": Switches(),
-    # The TIES authors' code: kthvalue keeps one entry more and every equal magnitude of one vector for the whole model.
-    "official": Switches(
-        "global", equal_magnitudes="keep_all", at_least=0, extra=1, cancellation="majority", denominator="count"
-    ),
-    # mergekit 0.1.5 with the defaults of each method.
-    "mergekit": Switches(weigh="before", cancellation="plus"),
-    # peft.utils.merge_utils: no least number of entries, weights are not in the denominator.
-    "peft": Switches(at_least=0, cancellation="plus", denominator="count"),
+METHODS = {
+    # Of each task vector some entries are kept, and elect a sign (TIES) or are added up.
+    "ties": Method("largest", "elect"),
+    "task_arithmetic": Method("all", "sum"),
+    "magnitude_prune": Method("largest", "sum"),
+    "dots": Method("largest", "sum"),  # rescaled to the norm before the trim
+    "dare_linear": Method("random", "sum"),
+    "dare_ties": Method("random", "elect"),
+    "della": Method("ranked", "elect"),
+    "della_linear": Method("ranked", "sum"),
+    "breadcrumbs": Method("middle", "sum"),
+    "breadcrumbs_ties": Method("middle", "elect"),
+    # By the experts' Fisher information.
+    "fisher": Method("all", "weigh"),
+    "sar": Method("largest", "arbitrate"),  # rescaled to the norm before the trim
+    # By what the experts change together, or one of them alone.
+    "sce": Method("varied", "masses", has_weights=False),
+    "ram": Method("all", "overlap", has_weights=False),
+    "ramplus": Method("all", "overlap", has_weights=False),
+    "nearswap": Method("all", "near", experts=1, has_weights=False),
+    "arcee_fusion": Method("important", "sum", experts=1),
+    # With coefficients of whole vectors, rows or columns: `spherical`.
+    "average": Method("all", "span"),
+    "slerp": Method("all", "span"),
+    "slerp_rows": Method("all", "rows", experts=2),
+    "slerp_columns": Method("all", "rows", experts=2),
+    "nuslerp": Method("all", "span", experts=2),
+    "multislerp": Method("all", "span"),
+    "karcher": Method("all", "span"),
+    "model_stock": Method("all", "span", has_weights=False),
+    "model_stock_rows": Method("all", "rows", has_weights=False),
+    # Matrices from their factors: `lowrank`.
+    "tsv_m": Method("all", "factors"),
+    "iso_c": Method("all", "factors"),
+    "wudi": Method("all", "factors"),
+    "optmerge": Method("all", "factors"),
+    # Of whole weights, as mergekit's methods that know no task vectors.
+    "weight_sum": Method("all", "span", whole=True),
+    "weight_slerp": Method("all", "span", whole=True),
+    "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),
+    "weight_slerp_columns": Method("all", "rows", whole=True, experts=2),
+    "weight_nuslerp": Method("all", "span", whole=True, experts=2),
+    "weight_multislerp": Method("all", "span", whole=True),
+    "weight_karcher": Method("all", "span", whole=True),
 }
-_SUMS = ("task_arithmetic", "magnitude_prune", "dots", "dare_linear", "della_linear", "breadcrumbs")
-_RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+
+
+def method_of(name: str) -> Method:
+    """A method by its name in METHODS. Raises ConfigError for another."""
+    if name not in METHODS:
+        raise ConfigError(f"no merging method {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def switches(preset: str | Switches, method: str = "ties") -> Switches:
@@ -93,10 +101,10 @@ def switches(preset: str | Switches, method: str = "ties") -> Switches:
         return preset
     if preset not in PRESETS:
         raise ConfigError(f"no TIES preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    rule = PRESETS[preset]
-    if method in _SUMS:
+    rule, kind = PRESETS[preset], method_of(method)
+    if kind.join == "sum" and kind.experts != 1:
         rule = replace(rule, denominator="none")
-    if method in _RANDOM:
+    if kind.keep in ("random", "ranked"):
         rule = replace(rule, rescale="l1" if preset == "mergekit" else "density")
     if method in ("dots", "sar"):
         rule = replace(rule, rescale="l2")
@@ -108,207 +116,132 @@ def switches(preset: str | Switches, method: str = "ties") -> Switches:
 
 
 @dataclass(frozen=True)
-class Method:
-    """The rule by which a method keeps entries, and the rule by which these join."""
+class Fitted:
+    """The decisions of a unit as a whole: all of them small."""
 
-    # "all"; by magnitude over a unit "largest", "middle"; "random"; by rank in a row "ranked"; by the variance over the
-    # experts "varied"; by importance "important"
-    keep: str
-    # "sum", "elect" (TIES), "overlap" (RAM), "near" (NearSwap), "masses" (SCE), "span" (coefficients of whole vectors),
-    # "rows" (a coefficient for each row or column), "factors" (low-rank, `lowrank`); by the experts' Fisher information
-    # "weigh", "arbitrate"
-    join: str
-    whole: bool = False  # base + task vectors take the place of task vectors
-    experts: int = 0  # the number that it merges; 0: any
-
-    @property
-    def by_fisher(self) -> bool:
-        """True where every expert's Fisher information must be there."""
-        return self.join in ("weigh", "arbitrate")
+    # of the trim by magnitude: what is kept, and for breadcrumbs the outliers before it
+    bounds: tuple[Bound, ...] = ()
+    rescale: Array = None  # [K] factors of what is kept
+    majority: Array = None  # sum of the unit's elected signs, for cancellation="majority"
+    coefficients: Array = None  # [K] of the vectors, and last that of the base; by column [K + 1, columns]
+    masses: Array = None  # [K] SCE's weights
+    factors: tuple[Array, Array] | None = None  # b [out, r] and a [r, in] of the merged matrix
 
 
-METHODS = {
-    "ties": Method("largest", "elect"),
-    "task_arithmetic": Method("all", "sum"),
-    "magnitude_prune": Method("largest", "sum"),
-    "dots": Method("largest", "sum"),  # rescaled to the norm before the trim
-    "dare_linear": Method("random", "sum"),
-    "dare_ties": Method("random", "elect"),
-    "della": Method("ranked", "elect"),
-    "della_linear": Method("ranked", "sum"),
-    "breadcrumbs": Method("middle", "sum"),
-    "breadcrumbs_ties": Method("middle", "elect"),
-    "fisher": Method("all", "weigh"),
-    "sar": Method("largest", "arbitrate"),  # rescaled to the norm before the trim
-    "sce": Method("varied", "masses"),
-    "ram": Method("all", "overlap"),
-    "ramplus": Method("all", "overlap"),
-    "nearswap": Method("all", "near", experts=1),
-    "arcee_fusion": Method("important", "sum", experts=1),
-    "average": Method("all", "span"),
-    "slerp": Method("all", "span"),
-    "slerp_rows": Method("all", "rows", experts=2),
-    "slerp_columns": Method("all", "rows", experts=2),
-    "nuslerp": Method("all", "span", experts=2),
-    "multislerp": Method("all", "span"),
-    "karcher": Method("all", "span"),
-    "model_stock": Method("all", "span"),
-    "model_stock_rows": Method("all", "rows"),
-    "tsv_m": Method("all", "factors"),
-    "iso_c": Method("all", "factors"),
-    "wudi": Method("all", "factors"),
-    "optmerge": Method("all", "factors"),
-    "weight_sum": Method("all", "span", whole=True),
-    "weight_slerp": Method("all", "span", whole=True),
-    "weight_slerp_rows": Method("all", "rows", whole=True, experts=2),
-    "weight_slerp_columns": Method("all", "rows", whole=True, experts=2),
-    "weight_nuslerp": Method("all", "span", whole=True, experts=2),
-    "weight_multislerp": Method("all", "span", whole=True),
-    "weight_karcher": Method("all", "span", whole=True),
-}
+_FIELDS = ["bounds", "rescale", "majority", "coefficients", "masses", "factors"]
+jax.tree_util.register_dataclass(Fitted, data_fields=_FIELDS, meta_fields=[])
 
 
-def uses(method: str, which: str) -> bool:
-    """True where the "weight" or "density" of its experts counts in a method."""
-    kind = METHODS[method]
-    if which == "density":
-        return kind.keep not in ("all", "important")
-    return which != "weight" or (kind.join not in ("overlap", "near", "masses") and "model_stock" not in method)
+def combine(
+    base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting, fisher: Rows | None = None
+) -> tuple[Rows, Array]:
+    """A block of K task vectors [m] -> what is kept of them, K [m], and the merged vector [m], times `how.scale`.
+
+    Args:
+        base: the base's weights [m] float32.
+        vectors: float32.
+        start: as in `keep`.
+        fitted: of the unit.
+        how: of the tensor.
+        fisher: diagonals of the experts' Fisher information, K [m]; None where the method asks for none.
+    """
+    if fitted.factors is not None:
+        b, a = fitted.factors
+        first = start // a.shape[1]
+        kept, merged = vectors, namespace(vectors).matmul(b[first : first + vectors[0].shape[0]], a)
+    elif how.kind.join == "factors":  # what is no matrix is averaged, as the authors do
+        kept, merged = vectors, _linear(vectors, np.asarray(how.weights) / len(how.weights))
+    else:
+        kept = keep(base, vectors, start, fitted, how)
+        merged = join(base, kept, fitted, how, fisher or ())
+    return kept, merged if how.scale == 1 else merged * namespace(merged).float32(how.scale)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The numbers by which one tensor's K task vectors become one."""
+def keep(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -> Rows:
+    """The kept part of a block of K task vectors [m] (or [rows, columns]), rescaled; zeros elsewhere.
 
-    method: str  # name in METHODS
-    rule: Switches
-    weights: tuple[float, ...]  # K
-    density: tuple[float, ...]  # K fractions kept
-    gamma: tuple[float, ...] = ()  # K fractions dropped as outliers (breadcrumbs); mergekit's default
-    epsilon: tuple[float, ...] = ()  # K half widths of the probabilities (DELLA); mergekit's default
-    scale: float = 1.0  # factor of the merged vector
-    keys: tuple[int, ...] = ()  # K keys of random choices
-    threshold: float = 1e-5  # RAM: entries up to it count as unchanged; mergekit's default
-    # slope, bound: RAM+: r and alpha, of the amplification of an expert's own entries; mergekit's defaults
-    slope: float = 0.1
-    bound: float = 0.2
-    t: float = 0.0  # NearSwap: how far an entry moves at most
-    # max_iter, tol: of the Karcher mean's iteration; mergekit's defaults
-    max_iter: float = 10
-    tol: float = 1e-5
-    # "core" or "knots": matrices are merged in a basis that the experts' factors span (`lowrank`); "": whole
-    space: str = ""
-    compress: int = 0  # rank that matrices are cut to before a merge in factors; 0: not
-
-    @property
-    def in_factors(self) -> bool:
-        """True where matrices are merged from low-rank factors."""
-        return bool(self.space) or self.kind.join == "factors"
-
-    @property
-    def kind(self) -> Method:
-        """The method's two rules."""
-        return METHODS[self.method]
-
-    @property
-    def unequal_weights(self) -> np.ndarray | None:
-        """[K] float32; None where all are 1."""
-        return None if all(weight == 1 for weight in self.weights) else np.asarray(self.weights, np.float32)
-
-    @property
-    def trims(self) -> bool:
-        """True where entries are chosen by magnitude over a unit: the scope matters then."""
-        return self.kind.keep in ("largest", "middle")
-
-    @property
-    def whole_rows(self) -> bool:
-        """True where blocks must be whole rows of a matrix."""
-        return self.kind.keep in ("ranked", "important") or self.kind.join == "rows" or self.in_factors
-
-    @property
-    def divisor(self) -> float:
-        """The number that a weighted sum is divided by."""
-        found = {"none": 1.0, "weights": sum(self.weights), "count": len(self.weights)}[self.rule.denominator]
-        return found if abs(found) > 1e-8 else 1.0  # as mergekit: weights that cancel are not divided by
-
-    @property
-    def linear(self) -> bool:
-        """True where the merged vector is a sum of whole vectors with coefficients: it has factors where they do."""
-        return self.kind.keep == "all" and self.kind.join in ("sum", "span") and not self.kind.whole
-
-    @property
-    def silent(self) -> list[bool]:
-        """K flags: True for an expert of which nothing comes in, whatever it changed, by the numbers alone."""
-        unweighed, untrimmed = not uses(self.method, "weight"), not uses(self.method, "density") or self.rule.extra
-        numbers = zip(self.weights, self.density, strict=True)
-        return [not (self.scale and (w or unweighed) and (d or untrimmed)) for w, d in numbers]
-
-    @property
-    def moves_base(self) -> bool:
-        """True where tensors that no expert changed change nevertheless: whole weights whose factors' sum is not 1."""
-        sums = self.method in ("weight_sum", "weight_multislerp") and self.rule.denominator == "none"
-        return sums and sum(self.weights) != 1
+    Args:
+        base: the base's weights [m] float32, which only an importance looks at.
+        vectors: the block.
+        start: index of its first entry, in the unit for a trim by magnitude, in the tensor for a random choice.
+        fitted: of the unit.
+        how: of the tensor.
+    """
+    inverse = how.rule.rescale == "density"
+    match how.kind.keep:
+        case "largest":
+            kept = fitted.bounds[0].keep(vectors, start)
+        case "middle":
+            outer, inner = fitted.bounds
+            kept = between(vectors, outer, inner, start)
+        case "random":
+            kept = bernoulli(vectors, how.density, how.keys, start, inverse)
+        case "ranked":
+            kept = by_rank(vectors, how.density, how.epsilon, how.keys, start, inverse)
+        case "varied":
+            kept = varied(vectors, fitted.bounds[0], start) if fitted.bounds else vectors
+        case "important":
+            xp = namespace(vectors)
+            kept = [xp.where(importance(base, row) >= fitted.bounds[0].value[0], row, 0) for row in vectors]
+        case _:
+            return vectors
+    return kept if fitted.rescale is None else _scaled(kept, fitted.rescale)
 
 
-def setting(
-    method: str,
-    count: int,
-    preset: str | Switches = "paper",
-    density: float | tuple[float, ...] = 1.0,
-    weights: tuple[float, ...] | None = None,
-    gamma: float | tuple[float, ...] = 0.01,
-    epsilon: float | tuple[float, ...] = 0.15,
-    scale: float = 1.0,
-    keys: tuple[int, ...] | None = None,
-    **more: Any,
-) -> Setting:
-    """A checked Setting for `count` experts; numbers are the same for all of them. Raises ConfigError."""
-    if method not in METHODS:
-        raise ConfigError(f"no merging method {method!r}: choose one of {', '.join(METHODS)}")
-    many = {"density": density, "gamma": gamma, "epsilon": epsilon, "weights": 1.0 if weights is None else weights}
-    numbers: dict[str, Any] = {k: tuple(np.broadcast_to(v, count).astype(float).tolist()) for k, v in many.items()}
-    keys = tuple(key_of(0, "", str(k)) for k in range(count)) if keys is None else keys
-    found = Setting(method, switches(preset, method), scale=scale, keys=keys, **numbers, **more)
-    _check(found)
-    return found
+def join(base: Array, kept: Rows, fitted: Fitted, how: Setting, fisher: Rows) -> Array:
+    """The merged vector [m] float32 of what is kept of a block, K [m]. Arguments as of `combine`."""
+    match how.kind.join:
+        case "elect":
+            return disjoint_mean(kept, how.unequal_weights, how.rule, fitted.majority)
+        case "sum":
+            summed, divisor = _linear(kept, how.weights), how.divisor
+            return summed if divisor == 1 else summed / np.float32(divisor)
+        case "masses":
+            return _by_mass(kept, fitted.masses)
+        case "near":
+            return _nearswap(kept[0], how.t)
+        case "weigh":
+            return weighed(kept, _scaled(fisher, how.weights))
+        case "arbitrate":
+            return arbitrated(_scaled(kept, how.weights), fisher)
+        case "span" | "rows":
+            found = fitted.coefficients
+            if found is None:  # rows, which lie whole in the block and need no fit
+                found = line_coefficients(inner_products(base, kept, how, -1), how)[..., None]
+            *own, of_base = found
+            merged = _linear(kept, own)
+            return merged + of_base * base if how.kind.whole else merged
+        case _:
+            return _overlap(kept, fitted, how)
 
 
-_NUMBERS = ("weights", "density", "gamma", "epsilon", "scale", "threshold", "slope", "bound", "t", "max_iter", "tol")
+def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Array:
+    """Zeroes all but the largest magnitudes of each vector: [K, ...] -> [K, ...] float32."""
+    size = int(np.prod(vectors.shape[1:]))
+    densities = np.broadcast_to(density, len(vectors))
+    kept = [rule.kept(size, float(one)) for one in densities]
+    if min(kept) == size:
+        return vectors
+    flat = rearrange(vectors, "experts ... -> experts (...)")
+    return namespace(vectors).stack(largest(flat, kept, rule.equal_magnitudes).keep(flat)).reshape(vectors.shape)
 
 
-def _check(how: Setting) -> None:
-    """Raises ConfigError for numbers that no merge has a meaning for."""
-    method, kind, count = how.method, how.kind, len(how.weights)
-    for name in _NUMBERS:
-        value = getattr(how, name)
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(value, np.float32)).all()
-        if not finite:
-            raise ConfigError(f"{name} must be finite in float32; got {value}")
-    divides = how.rule.denominator != "none"
-    if kind.join in ("span", "rows") and not method.startswith("model_stock") and divides and sum(how.weights) <= 0:
-        raise ConfigError(f"weights must have a positive sum for {method}; got {list(how.weights)}")
-    if method.startswith("model_stock") and count < 2:
-        raise ConfigError("model_stock needs two experts or more: it takes the angle between them")
-    if kind.experts and count != kind.experts:
-        raise ConfigError(f"{method} merges {kind.experts} expert{'s'[: kind.experts - 1]} over a base; got {count}")
-    if not 0 <= min(how.gamma) <= max(how.gamma) <= 1:
-        raise ConfigError(f"gamma is the fraction dropped as outliers, between 0 and 1; got {list(how.gamma)}")
-    if how.max_iter < 0 or how.max_iter != int(how.max_iter):
-        raise ConfigError(f"max_iter counts iterations, 0, 1, 2 and so on; got {how.max_iter:g}")
-    for density, epsilon in zip(how.density, how.epsilon, strict=True):
-        if not 0 <= density <= 1:
-            raise ConfigError(f"density is the fraction of entries kept, between 0 and 1; got {density}")
-        if method.startswith("della") and 0 < density < 1 and not 0 < density - epsilon < density + epsilon < 1:
-            raise ConfigError(
-                f"density {density} +- epsilon {epsilon} must lie between 0 and 1 for {method}: lower epsilon"
-            )
+def between(vectors: Rows, outer: Bound, inner: Bound, start: int) -> list[Array]:
+    """Model breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): keeps what is inside `inner`, not `outer`."""
+    xp = namespace(vectors)
+    masks = zip(inner.keeps(vectors, start), outer.keeps(vectors, start), vectors, strict=True)
+    return [xp.where(small & ~large, row, 0) for small, large, row in masks]
 
 
-def key_of(seed: int, tensor: str, expert: str) -> int:
-    """64-bit key of the random choices in one task vector."""
-    text = f"{seed}/{tensor}/{expert}".encode()
-    return zlib.crc32(text) << 32 | zlib.crc32(text[::-1], 0x9E3779B9)
+def breadcrumb_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
+    """The numbers of the largest of `size` entries that are dropped as outliers, and of those after them that are kept.
+
+    int(gamma * size) and int(density * size); fewer outliers where both do not fit (mergekit 0.1.5).
+    """
+    if density >= 1:
+        return 0, size
+    target = int(density * size)
+    return min(int(gamma * size), size - target), target
 
 
 def bernoulli(vectors: Rows, densities: Sequence[float], keys: Sequence[int], start: int, inverse: bool) -> list[Array]:
@@ -362,11 +295,10 @@ def by_rank(
     return rows
 
 
-def between(vectors: Rows, outer: Bound, inner: Bound, start: int) -> list[Array]:
-    """Model breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): keeps what is inside `inner`, not `outer`."""
-    xp = namespace(vectors)
-    masks = zip(inner.keeps(vectors, start), outer.keeps(vectors, start), vectors, strict=True)
-    return [xp.where(small & ~large, row, 0) for small, large, row in masks]
+def key_of(seed: int, tensor: str, expert: str) -> int:
+    """64-bit key of the random choices in one task vector."""
+    text = f"{seed}/{tensor}/{expert}".encode()
+    return zlib.crc32(text) << 32 | zlib.crc32(text[::-1], 0x9E3779B9)
 
 
 def varied(vectors: Rows, bound: Bound, start: int) -> list[Array]:
@@ -398,17 +330,6 @@ def importance(base: Array, vector: Array) -> Array:
     return xp.abs(vector) * divergence
 
 
-def breadcrumb_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
-    """The numbers of the largest of `size` entries that are dropped as outliers, and of those after them that are kept.
-
-    int(gamma * size) and int(density * size); fewer outliers where both do not fit (mergekit 0.1.5).
-    """
-    if density >= 1:
-        return 0, size
-    target = int(density * size)
-    return min(int(gamma * size), size - target), target
-
-
 def norms(vectors: Rows, order: int) -> Array:
     """Sums of the magnitudes (order 1) or squares (order 2) of K arrays -> [K]."""
     xp = namespace(vectors)
@@ -430,17 +351,6 @@ def ties(vectors: Array, density: float = 0.2, weights: Array | None = None, pre
     xp = namespace(vectors)
     vectors = xp.asarray(vectors, xp.float32)
     return disjoint_mean(trim(vectors, density, rule), weights, rule)
-
-
-def trim(vectors: Array, density: float | Sequence[float], rule: Switches) -> Array:
-    """Zeroes all but the largest magnitudes of each vector: [K, ...] -> [K, ...] float32."""
-    size = int(np.prod(vectors.shape[1:]))
-    densities = np.broadcast_to(density, len(vectors))
-    kept = [rule.kept(size, float(one)) for one in densities]
-    if min(kept) == size:
-        return vectors
-    flat = rearrange(vectors, "experts ... -> experts (...)")
-    return namespace(vectors).stack(largest(flat, kept, rule.equal_magnitudes).keep(flat)).reshape(vectors.shape)
 
 
 def disjoint_mean(trimmed: Rows, weights: Rows | None, rule: Switches, majority: Array | None = None) -> Array:
@@ -491,116 +401,10 @@ def _votes(voters: Rows, rule: Switches) -> Array:
     return total([namespace(voters).sign(row) for row in voters] if rule.elect == "count" else voters)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The decisions of a unit as a whole: all of them small."""
-
-    # of the trim by magnitude: what is kept, and for breadcrumbs the outliers before it
-    bounds: tuple[Bound, ...] = ()
-    rescale: Array = None  # [K] factors of what is kept
-    majority: Array = None  # sum of the unit's elected signs, for cancellation="majority"
-    coefficients: Array = None  # [K] of the vectors, and last that of the base; by column [K + 1, columns]
-    masses: Array = None  # [K] SCE's weights
-    factors: tuple[Array, Array] | None = None  # b [out, r] and a [r, in] of the merged matrix
-
-
-_FIELDS = ["bounds", "rescale", "majority", "coefficients", "masses", "factors"]
-jax.tree_util.register_dataclass(Fitted, data_fields=_FIELDS, meta_fields=[])
-
-
-def keep(base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting) -> Rows:
-    """The kept part of a block of K task vectors [m] (or [rows, columns]), rescaled; zeros elsewhere.
-
-    Args:
-        base: the base's weights [m] float32, which only an importance looks at.
-        vectors: the block.
-        start: index of its first entry, in the unit for a trim by magnitude, in the tensor for a random choice.
-        fitted: of the unit.
-        how: of the tensor.
-    """
-    inverse = how.rule.rescale == "density"
-    match how.kind.keep:
-        case "largest":
-            kept = fitted.bounds[0].keep(vectors, start)
-        case "middle":
-            outer, inner = fitted.bounds
-            kept = between(vectors, outer, inner, start)
-        case "random":
-            kept = bernoulli(vectors, how.density, how.keys, start, inverse)
-        case "ranked":
-            kept = by_rank(vectors, how.density, how.epsilon, how.keys, start, inverse)
-        case "varied":
-            kept = varied(vectors, fitted.bounds[0], start) if fitted.bounds else vectors
-        case "important":
-            xp = namespace(vectors)
-            kept = [xp.where(importance(base, row) >= fitted.bounds[0].value[0], row, 0) for row in vectors]
-        case _:
-            return vectors
-    return kept if fitted.rescale is None else _scaled(kept, fitted.rescale)
-
-
-def combine(
-    base: Array, vectors: Rows, start: int, fitted: Fitted, how: Setting, fisher: Rows | None = None
-) -> tuple[Rows, Array]:
-    """A block of K task vectors [m] -> what is kept of them, K [m], and the merged vector [m] before `scale`.
-
-    Args:
-        base: the base's weights [m] float32.
-        vectors: float32.
-        start: as in `keep`.
-        fitted: of the unit.
-        how: of the tensor.
-        fisher: diagonals of the experts' Fisher information, K [m]; None where the method asks for none.
-    """
-    if fitted.factors is not None:
-        b, a = fitted.factors
-        first = start // a.shape[1]
-        return vectors, namespace(vectors).matmul(b[first : first + vectors[0].shape[0]], a)
-    if how.kind.join == "factors":  # what is no matrix is averaged, as the authors do
-        return vectors, _linear(vectors, np.asarray(how.weights) / len(how.weights))
-    kept = keep(base, vectors, start, fitted, how)
-    match how.kind.join:
-        case "elect":
-            return kept, disjoint_mean(kept, how.unequal_weights, how.rule, fitted.majority)
-        case "sum":
-            summed, divisor = _linear(kept, how.weights), how.divisor
-            return kept, summed if divisor == 1 else summed / np.float32(divisor)
-        case "masses":
-            return kept, _by_mass(kept, fitted.masses)
-        case "near":
-            return kept, _nearswap(kept[0], how.t)
-        case "weigh":
-            return kept, weighed(kept, _scaled(fisher or (), how.weights))
-        case "arbitrate":
-            return kept, arbitrated(_scaled(kept, how.weights), fisher or ())
-        case "span" | "rows":
-            found = fitted.coefficients
-            if found is None:
-                found = line_coefficients(inner_products(base, vectors, how, -1), how)[..., None]
-            *own, of_base = found
-            merged = _linear(kept, own)
-            return kept, merged + of_base * base if how.kind.whole else merged
-        case _:
-            return kept, _overlap(kept, fitted, how)
-
-
-def inner_products(base: Array, vectors: Rows, how: Setting, axis: int) -> Array:
-    """[K, K, n] of the n rows (axis -1) or columns (0) of a block [rows, columns]; of whole weights where asked for."""
+def _linear(vectors: Rows, factors: Any) -> Array:
+    """sum_k factors[k] * vectors[k], in their order."""
     xp = namespace(vectors)
-    rows = [base + row for row in vectors] if how.kind.whole else vectors
-    return xp.stack([xp.stack([xp.sum(one * other, axis=axis) for other in rows]) for one in rows])
-
-
-def line_coefficients(products: Array, how: Setting) -> Array:
-    """[K + 1, n] of n rows or columns from their `inner_products`: of the vectors, and last that of the base."""
-    xp = namespace(products)
-    if how.method.startswith("model_stock"):
-        found = stock_coefficients(products)
-    else:
-        whole = sum(how.weights)
-        found = pair_coefficients(products, 0.5 if abs(whole) < 1e-6 else how.weights[1] / whole)  # as mergekit
-    of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
-    return xp.concatenate([found, of_base[None]]).astype(xp.float32)
+    return total([row * xp.asarray(factor, xp.float32) for row, factor in zip(vectors, factors, strict=True)])
 
 
 def _by_mass(kept: Rows, masses: Array) -> Array:
@@ -609,6 +413,12 @@ def _by_mass(kept: Rows, masses: Array) -> Array:
     agree = agreement(kept, Switches(cancellation="plus"))
     summed = total([xp.where(mask, row * mass, 0) for mask, row, mass in zip(agree, kept, masses, strict=True)])
     return summed / xp.maximum(total([xp.where(m, mass, 0) for m, mass in zip(agree, masses, strict=True)]), 1e-6)
+
+
+def _nearswap(vector: Array, t: float) -> Array:
+    """The whole change of entries that changed by at most t, and t of larger changes (mergekit `nearswap`)."""
+    xp = namespace(vector)
+    return vector * xp.clip(xp.float32(t) / xp.maximum(xp.abs(vector), xp.float32(1e-6)), 0, 1)
 
 
 def weighed(vectors: Rows, fisher: Rows) -> Array:
@@ -638,16 +448,23 @@ def arbitrated(kept: Rows, fisher: Rows) -> Array:
     return chosen
 
 
-def _nearswap(vector: Array, t: float) -> Array:
-    """The whole change of entries that changed by at most t, and t of larger changes (mergekit `nearswap`)."""
-    xp = namespace(vector)
-    return vector * xp.clip(xp.float32(t) / xp.maximum(xp.abs(vector), xp.float32(1e-6)), 0, 1)
-
-
-def _linear(vectors: Rows, factors: Any) -> Array:
-    """sum_k factors[k] * vectors[k], in their order."""
+def inner_products(base: Array, vectors: Rows, how: Setting, axis: int) -> Array:
+    """[K, K, n] of the n rows (axis -1) or columns (0) of a block [rows, columns]; of whole weights where asked for."""
     xp = namespace(vectors)
-    return total([row * xp.asarray(factor, xp.float32) for row, factor in zip(vectors, factors, strict=True)])
+    rows = [base + row for row in vectors] if how.kind.whole else vectors
+    return xp.stack([xp.stack([xp.sum(one * other, axis=axis) for other in rows]) for one in rows])
+
+
+def line_coefficients(products: Array, how: Setting) -> Array:
+    """[K + 1, n] of n rows or columns from their `inner_products`: of the vectors, and last that of the base."""
+    xp = namespace(products)
+    if how.method.startswith("model_stock"):
+        found = stock_coefficients(products)
+    else:
+        whole = sum(how.weights)
+        found = pair_coefficients(products, 0.5 if abs(whole) < 1e-6 else how.weights[1] / whole)  # as mergekit
+    of_base = xp.sum(found, axis=0) - 1 if how.kind.whole else xp.zeros_like(found[0])
+    return xp.concatenate([found, of_base[None]]).astype(xp.float32)
 
 
 def _overlap(vectors: Rows, fitted: Fitted, how: Setting) -> Array:

@@ -4,61 +4,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.methods import METHODS, Setting, Switches, key_of, setting, switches, uses
+from mmedexpert_jax.merging.methods import METHODS, key_of, method_of, switches
+from mmedexpert_jax.merging.settings import NUMBERS, Setting, Switches
 
 # A number; a list of numbers, interpolated linearly over the depth from first to last layer; or a list of
 # {"filter": part of a tensor's name (none or "*": all), "value": number or gradient}, the first that fits counts.
 Spec = Any
-NUMBERS = {"density": 1.0, "weight": 1.0, "gamma": 0.01, "epsilon": 0.15}  # by expert, with their defaults
-# Of the merge as a whole; those after scale are of single methods (`Setting`), with mergekit's defaults.
-SHARED = {"scale": 1.0, "t": 0.0, "threshold": 1e-5, "slope": 0.1, "bound": 0.2, "max_iter": 10, "tol": 1e-5}
-# Methods that read a number which the others would pass over.
-_ONLY = {
-    "gamma": ("breadcrumbs", "breadcrumbs_ties"),
-    "epsilon": ("della", "della_linear"),
-    "t": ("nearswap",),
-    "threshold": ("ram", "ramplus"),
-    "slope": ("ramplus",),
-    "bound": ("ramplus",),
-    "max_iter": ("karcher", "weight_karcher"),
-    "tol": ("karcher", "weight_karcher"),
-}
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.")
-
-
-def evaluate(spec: Spec, names: Sequence[str], depth: float) -> float | None:
-    """The number that a spec means for one tensor; None where no filter of it fits.
-
-    Args:
-        spec: see Spec.
-        names: of the tensor, one here and one in its file.
-        depth: 0 for the first layer (and tensors outside the layers), 1 for the last.
-    """
-    if isinstance(spec, Mapping):
-        spec = [spec]
-    if not isinstance(spec, (list, tuple)):
-        return float(spec)
-    if spec and isinstance(spec[0], Mapping):
-        for choice in spec:
-            if choice.get("filter") in (None, "*") or any(choice["filter"] in name for name in names):
-                return evaluate(choice["value"], names, depth)
-        return None
-    if not spec:
-        return None
-    place = depth * (len(spec) - 1)
-    low = int(place)
-    high = min(low + 1, len(spec) - 1)
-    return (1 - (place - low)) * float(spec[low]) + (place - low) * float(spec[high])
-
-
-def _filters(spec: Spec) -> list[str]:
-    """Parts of names that a spec asks for."""
-    choices = spec if isinstance(spec, (list, tuple)) else [spec]
-    found = [choice.get("filter") for choice in choices if isinstance(choice, Mapping)]
-    return [part for part in found if part not in (None, "*")]
 
 
 @dataclass(frozen=True)
@@ -68,7 +25,7 @@ class Parameters:
     method: str  # name in METHODS
     experts: tuple[str, ...]  # their names, in order
     preset: str | Switches = "paper"  # of the switches, or switches
-    # {one of NUMBERS or SHARED: {expert, or "" for all: Spec}}; what an expert's own spec leaves out falls to "" and
+    # {one of NUMBERS: {expert, or "" for all: Spec}}; what an expert's own spec leaves out falls to "" and
     # then to the default
     numbers: Mapping[str, Mapping[str, Spec]] = field(default_factory=dict)
     seed: int = 0  # of random methods
@@ -83,7 +40,7 @@ class Parameters:
     compress: int = 0
     _settings: dict[str, Setting] = field(default_factory=dict, compare=False, repr=False)
 
-    DEFAULTS = NUMBERS | SHARED
+    DEFAULTS: ClassVar = {name: number.default for name, number in NUMBERS.items()}
 
     @cached_property
     def layers(self) -> dict[str, tuple[int, int]]:
@@ -130,17 +87,21 @@ class Parameters:
         return self._settings[name]
 
     def _setting(self, name: str) -> Setting:
-        numbers: dict[str, Any] = {w: tuple(self.number(w, e, name) for e in self.experts) for w in NUMBERS}
-        shared = {which: self.number(which, "", name) for which in SHARED}
+        numbers: dict[str, Any] = {
+            which: tuple(self.number(which, expert, name) for expert in self.experts)
+            if number.by_expert
+            else self.number(which, "", name)
+            for which, number in NUMBERS.items()
+        }
+        weights = numbers.pop("weight")
         if self.method == "weight_slerp" and "t" in self.numbers:  # mergekit's
-            numbers["weight"] = (1 - shared["t"], shared["t"])
+            weights = (1 - numbers["t"], numbers["t"])
         return setting(
             self.method,
             len(self.experts),
             self.preset,
-            weights=numbers.pop("weight"),
+            weights=weights,
             **numbers,
-            **shared,
             space=self.space,
             compress=self.compress,
             keys=tuple(key_of(self.seed, name, expert) for expert in self.experts),
@@ -150,13 +111,12 @@ class Parameters:
         """Raises ConfigError for whatever no tensor could be merged with."""
         if not self.experts:
             raise ConfigError("nothing to merge: name at least one expert")
-        if self.method not in METHODS:
-            raise ConfigError(f"no merging method {self.method!r}: choose one of {', '.join(METHODS)}")
+        method_of(self.method)
         for which, specs in self.numbers.items():
-            if which not in self.DEFAULTS:
-                raise ConfigError(f"no number {which!r}: choose one of {', '.join(self.DEFAULTS)}")
+            if which not in NUMBERS:
+                raise ConfigError(f"no number {which!r}: choose one of {', '.join(NUMBERS)}")
             for expert in specs:
-                if expert and which in SHARED:
+                if expert and not NUMBERS[which].by_expert:
                     raise ConfigError(f"{which} is a number of the whole merge: leave out {expert}, or give its weight")
                 if expert and expert not in self.experts:
                     raise ConfigError(f"{which} names {expert}, but the experts are {', '.join(self.experts)}")
@@ -179,6 +139,104 @@ class Parameters:
             "space": self.space,
             "compress": self.compress,
         }
+
+
+def setting(
+    method: str,
+    count: int,
+    preset: str | Switches = "paper",
+    density: float | tuple[float, ...] = NUMBERS["density"].default,
+    weights: float | tuple[float, ...] | None = None,
+    gamma: float | tuple[float, ...] = NUMBERS["gamma"].default,
+    epsilon: float | tuple[float, ...] = NUMBERS["epsilon"].default,
+    scale: float = NUMBERS["scale"].default,
+    keys: tuple[int, ...] | None = None,
+    space: str = "",
+    compress: int = 0,
+    **shared: float,
+) -> Setting:
+    """A checked Setting for `count` experts; numbers are the same for all of them. Raises ConfigError.
+
+    Args:
+        shared: the other numbers of the merge (`settings.NUMBERS`).
+    """
+    kind = method_of(method)
+    many = {"density": density, "gamma": gamma, "epsilon": epsilon, "weights": 1.0 if weights is None else weights}
+    by_expert: dict[str, Any] = {k: tuple(np.broadcast_to(v, count).astype(float).tolist()) for k, v in many.items()}
+    for_all: dict[str, Any] = {name: number.default for name, number in NUMBERS.items() if not number.by_expert}
+    found = Setting(
+        method,
+        kind,
+        switches(preset, method),
+        keys=tuple(key_of(0, "", str(k)) for k in range(count)) if keys is None else keys,
+        space=space,
+        compress=compress,
+        **by_expert,
+        **for_all | {"scale": scale} | shared,
+    )
+    _check(found)
+    return found
+
+
+def _check(how: Setting) -> None:
+    """Raises ConfigError for numbers that no merge has a meaning for."""
+    method, kind, count = how.method, how.kind, len(how.weights)
+    for name in ("weights", *(name for name in NUMBERS if name != "weight")):
+        value = getattr(how, name)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(value, np.float32)).all()
+        if not finite:
+            raise ConfigError(f"{name} must be finite in float32; got {value}")
+    divides = how.rule.denominator != "none"
+    if kind.join in ("span", "rows") and kind.has_weights and divides and sum(how.weights) <= 0:
+        raise ConfigError(f"weights must have a positive sum for {method}; got {list(how.weights)}")
+    if method.startswith("model_stock") and count < 2:
+        raise ConfigError("model_stock needs two experts or more: it takes the angle between them")
+    if kind.experts and count != kind.experts:
+        raise ConfigError(f"{method} merges {kind.experts} expert{'s'[: kind.experts - 1]} over a base; got {count}")
+    if not 0 <= min(how.gamma) <= max(how.gamma) <= 1:
+        raise ConfigError(f"gamma is the fraction dropped as outliers, between 0 and 1; got {list(how.gamma)}")
+    if how.max_iter < 0 or how.max_iter != int(how.max_iter):
+        raise ConfigError(f"max_iter counts iterations, 0, 1, 2 and so on; got {how.max_iter:g}")
+    for density, epsilon in zip(how.density, how.epsilon, strict=True):
+        if not 0 <= density <= 1:
+            raise ConfigError(f"density is the fraction of entries kept, between 0 and 1; got {density}")
+        if method.startswith("della") and 0 < density < 1 and not 0 < density - epsilon < density + epsilon < 1:
+            raise ConfigError(
+                f"density {density} +- epsilon {epsilon} must lie between 0 and 1 for {method}: lower epsilon"
+            )
+
+
+def evaluate(spec: Spec, names: Sequence[str], depth: float) -> float | None:
+    """The number that a spec means for one tensor; None where no filter of it fits.
+
+    Args:
+        spec: see Spec.
+        names: of the tensor, one here and one in its file.
+        depth: 0 for the first layer (and tensors outside the layers), 1 for the last.
+    """
+    if isinstance(spec, Mapping):
+        spec = [spec]
+    if not isinstance(spec, (list, tuple)):
+        return float(spec)
+    if spec and isinstance(spec[0], Mapping):
+        for choice in spec:
+            if choice.get("filter") in (None, "*") or any(choice["filter"] in name for name in names):
+                return evaluate(choice["value"], names, depth)
+        return None
+    if not spec:
+        return None
+    place = depth * (len(spec) - 1)
+    low = int(place)
+    high = min(low + 1, len(spec) - 1)
+    return (1 - (place - low)) * float(spec[low]) + (place - low) * float(spec[high])
+
+
+def _filters(spec: Spec) -> list[str]:
+    """Parts of names that a spec asks for."""
+    choices = spec if isinstance(spec, (list, tuple)) else [spec]
+    found = [choice.get("filter") for choice in choices if isinstance(choice, Mapping)]
+    return [part for part in found if part not in (None, "*")]
 
 
 def by_expert(value: Any, experts: Sequence[str], which: str) -> dict[str, Spec]:
@@ -215,16 +273,15 @@ def parse(entries: Iterable[str], method: str) -> dict[str, dict[str, Spec]]:
             values = [float(value) for value in right.split(":")] if right.isascii() and "_" not in right else []
         except ValueError:
             values = []
-        if not equals or not values or which not in Parameters.DEFAULTS:
+        if not equals or not values or which not in NUMBERS:
             raise ConfigError(
                 f"config.parameters: {entry!r} is not [expert.]name[@path]=value[:value...] with one of the names "
-                f"{', '.join(Parameters.DEFAULTS)}"
+                f"{', '.join(NUMBERS)}"
             )
-        if which in _ONLY and method not in _ONLY[which]:
-            raise ConfigError(
-                f"config.parameters: {entry!r} is of {' and '.join(_ONLY[which])}; {method} has no {which}"
-            )
-        if not uses(method, which):
+        kind, only = METHODS[method], NUMBERS[which].methods
+        if only and method not in only:
+            raise ConfigError(f"config.parameters: {entry!r} is of {' and '.join(only)}; {method} has no {which}")
+        if not {"weight": kind.has_weights, "density": kind.has_density}.get(which, True):
             raise ConfigError(f"config.parameters: {entry!r} says nothing: {method} has no {which}; leave it out")
         value = values[0] if len(values) == 1 else values
         found.setdefault(which, {}).setdefault(expert, []).append({"filter": part or None, "value": value})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.blockwise import Merge, parallel, spans
+from mmedexpert_jax.merging.blockwise import Merge, parallel
 from mmedexpert_jax.merging.interference import Interference, add
 from mmedexpert_jax.merging.merge_recipe import output_dtype
 from mmedexpert_jax.merging.methods import Fitted
@@ -159,7 +159,7 @@ def _measure(jobs: dict[float, Merge], name: str, dtype: np.dtype) -> dict[float
     for job in jobs.values():
         job.fitted(name)
     totals: dict[float, dict[str, np.ndarray]] = {density: {} for density in jobs}
-    for found in parallel(one, spans(first.base[name].shape, first.how(name).whole_rows)):
+    for found in parallel(one, first.spans(name)):
         for density, sums in found.items():
             add(totals[density], sums)
     return totals

@@ -130,6 +130,10 @@ class Expert:
         adapters = tuple(replace(one, factors=names(one.factors)) for one in self.adapters)
         return replace(self, weights=weights, adapters=adapters)
 
+    def factors(self, name: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """b [out, r], a [r, in] and scale of each of its adapters that changes a tensor."""
+        return [(*adapter.factors[name], adapter.scale) for adapter in self.adapters if name in adapter.factors]
+
     @property
     def is_low_rank(self) -> bool:
         """True where its task vectors are LoRA factors and nothing else (or nothing)."""
@@ -153,15 +157,15 @@ class Expert:
 
     def sample(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Entries at flat indices, up to rounding."""
-        total = np.zeros(len(index), np.float32)
+        found = np.zeros(len(index), np.float32)
         if self.weights is not None:
-            total += _changed(base, flat(self.weights[name])[index])
+            found += _changed(base, flat(self.weights[name])[index])
         if self.origin is not None and (update := self.origin.sample(name, index)) is not None:
-            total += update
+            found += update
         for adapter in self.adapters:
             if name in adapter.factors:
-                total += adapter.sample(name, index)
-        return total
+                found += adapter.sample(name, index)
+        return found
 
 
 def flat(tensor: Any) -> np.ndarray:
@@ -176,12 +180,10 @@ def factor_gram(experts: Sequence[Expert], name: str, stretch: np.ndarray | None
     """
     left, right, owner = [], [], []
     for number, expert in enumerate(experts):
-        for adapter in expert.adapters:
-            if name in adapter.factors:
-                b, a = adapter.factors[name]
-                left.append(b.astype(np.float64) * adapter.scale)
-                right.append(a.astype(np.float64))
-                owner += [number] * b.shape[1]
+        for b, a, scale in expert.factors(name):
+            left.append(b.astype(np.float64) * scale)
+            right.append(a.astype(np.float64))
+            owner += [number] * b.shape[1]
     gram = np.zeros((len(experts), len(experts)))
     if left:
         b, a = np.concatenate(left, axis=1), np.concatenate(right, axis=0)
@@ -190,12 +192,17 @@ def factor_gram(experts: Sequence[Expert], name: str, stretch: np.ndarray | None
     return gram if stretch is None else gram * np.outer(stretch, stretch).astype(np.float64)
 
 
+def infinite(expert: Expert, name: str) -> DataError:
+    """The error of a task vector with values that are not finite."""
+    return DataError(f"expert {expert.name}: {name} holds NaN or infinite values (there or in the base)")
+
+
 def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
     """Refuses an expert whose tensors are not those of the base. Raises DataError, naming expert and tensor."""
     for expert in experts:
         for adapter in expert.adapters:
             for name, (b, a) in adapter.factors.items():
-                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]), flat=True)
+                _check_shape(base, expert.name, name, (b.shape[0], a.shape[1]), as_matrix=True)
         if expert.weights is None:
             continue
         if missing := [name for name in base if name not in expert.weights]:
@@ -210,11 +217,13 @@ def check(base: Mapping[str, Any], experts: Sequence[Expert]) -> None:
                 )
 
 
-def _check_shape(base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...], flat: bool = False) -> None:
+def _check_shape(
+    base: Mapping[str, Any], expert: str, name: str, shape: tuple[int, ...], as_matrix: bool = False
+) -> None:
     if name not in base:
         raise DataError(f"expert {expert} changes {name}, which the base does not have: it is not of this base")
     expected = tuple(base[name].shape)
-    if flat and len(expected) > 2:  # factors of a convolution, whose kernel's axes are one
+    if as_matrix and len(expected) > 2:  # factors of a convolution, whose kernel's axes are one
         expected = (expected[0], int(np.prod(expected[1:])))
     if expected != tuple(shape):
         other = " (another vocabulary)" if name.endswith(("embed_tokens.weight", "lm_head.weight")) else ""

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ class Examples:
         self.cases, self._completions, self._sizes = (list(parts) for parts in zip(*measured, strict=True))
         self._rows, self._size = config.batch_size * config.accumulation, config.batch_size * shards
         self.steps = config.steps or steps_of(config.epochs, len(self.cases), self._rows)
+        # A shuffle of its own, by whose parity a case is asked neutrally in every other epoch: half of them in each.
         self._halves = epoch_order(len(self.cases), config.seed + 1, 0)
         self._buckets = _buckets(self._sizes, config.buckets)
 
@@ -99,9 +101,8 @@ class Examples:
         indices = batch_indices(len(self.cases), self._rows, step, self._config.seed)
         epochs = np.arange(step * self._rows, (step + 1) * self._rows) // len(self.cases)
         rows = [(int(i), bool((self._halves[i] + e) % 2)) for i, e in zip(indices, epochs, strict=True)]
-        rows.sort(
-            key=lambda row: (self._sizes[row[0]].images, self._sizes[row[0]].prompt, self._sizes[row[0]].completion)
-        )
+        by_size = operator.attrgetter("images", "prompt", "completion")
+        rows.sort(key=lambda row: by_size(self._sizes[row[0]]))
         groups = [rows[start : start + self._size] for start in range(0, len(rows), self._size)]
         return [(group, self._shape([self._sizes[index] for index, _ in self._filled(group)])) for group in groups]
 

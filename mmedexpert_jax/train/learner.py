@@ -104,6 +104,7 @@ class Learner:
         rule: Rule | None = None,
     ):
         self.layout = Layout(mesh or make_mesh(1), config.shard)
+        self.shards = self.layout.shards  # parts that a micro-batch's rows are split into, each on devices of its own
         self._config, self._loss, self.updates, self._compiled = config, loss, updates, 0
         self._keeps_base = keeps_base or config.trainable != "full"
         self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, base.params)
@@ -116,6 +117,7 @@ class Learner:
         self._base = self.layout.weights(base)
         self._optimizer, self._schedule = rule or optimizer(config, steps * updates)
         self._gradient = self.compile(self._gradient_fn)
+        # A single row, as `gradient` is asked for, cannot be split over the devices.
         alone = functools.partial(self._gradient_fn, split=False)
         self._alone = self._gradient if self.shards == 1 else self.compile(alone)
         self._add = self.compile(lambda a, b: (jax.tree.map(jnp.add, a[0], b[0]), a[1] + b[1]), donate_argnums=0)
@@ -125,11 +127,6 @@ class Learner:
         self._cast = self.compile(self._policy) if config.trainable == "full" else self._policy
 
     @property
-    def shards(self) -> int:
-        """Parts into which the rows of a micro-batch are split, each on devices of its own."""
-        return self.layout.shards
-
-    @property
     def compilations(self) -> int:
         """Programs compiled so far."""
         return self._compiled
@@ -137,7 +134,7 @@ class Learner:
     def init(self, key: jax.Array) -> State:
         """The state before the first step: fresh deltas, or the base weights."""
         trained = self.layout.weights(self._held(stacked=False).trainable(self._config, key))
-        self._base = self._base if self._keeps_base else Policy(None)
+        self._base = self._base if self._keeps_base else Policy(None)  # all is trained: a second copy, read by nobody
         return State(trained, self.layout.optimizer(self._optimizer.init(self._given(trained))))
 
     def policy(self, state: State) -> Policy:
@@ -175,6 +172,7 @@ class Learner:
         number = state.step * self.updates  # also where some of the planned ones were not made
         for place, minibatch in enumerate(minibatches):
             trained = _instead(trained, self._given(trained))
+            # A generator: of a minibatch no more than two gradients are there at a time, the sum and the next.
             gradients = (self._gradient(trained, base, self.layout.rows(micro)) for micro in minibatch)
             total = functools.reduce(self._add, gradients)
             trained, opt_state, stats = self._apply(trained, opt_state, total, jnp.int32(number + place))
@@ -257,7 +255,7 @@ class Learner:
         denominator = jnp.maximum(total[1].denominator, 1)  # 0 where every group was dropped
         gradient = jax.tree.map(lambda leaf: leaf / denominator, total[0])
         updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
-        rate = self._schedule(number)
+        rate = self._schedule(number)  # outside the optimizer, whose own count of updates may lag (`optimizer`)
         trained = jax.tree.map(lambda weight, update: weight - rate * update, trained, updates)
         stats = total[1].stats() | {"grad_norm": optax.global_norm(gradient), "learning_rate": jnp.float32(rate)}
         trained = unstack(trained) if self._scans else trained

@@ -93,6 +93,7 @@ def fit(
         while goes_on and state.step < steps:
             state, metrics = _stepped(run, state, step)
             check_statistics(metrics, state.step, config)
+            # Of a loss that was finite an update may still be none; looked for where it would be kept, not each step.
             if is_due(state.step, config.checkpoint_every, steps):
                 check_weights(state, config)
             run.log(state.step, metrics | {"num_tokens": state.num_tokens, "compilations": learner.compilations})

@@ -17,10 +17,10 @@ def schedule(lr: float, kind: str, warmup: int, updates: int) -> optax.Schedule:
     """
     length = max(updates - warmup, 1)
     after = {
-        "constant": lambda: optax.linear_schedule(lr, lr, 1),
-        "linear": lambda: optax.linear_schedule(lr, 0.0, length),
-        "cosine": lambda: optax.cosine_decay_schedule(lr, length),
-    }[kind]()
+        "constant": optax.linear_schedule(lr, lr, 1),
+        "linear": optax.linear_schedule(lr, 0.0, length),
+        "cosine": optax.cosine_decay_schedule(lr, length),
+    }[kind]
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(lr / (warmup + 1), lr, warmup), after], [warmup])
@@ -50,18 +50,15 @@ def optimizer(config: ConfigDict, updates: int) -> Rule:
     The rate is applied by the learner, which knows how far a run is: a step whose groups were all dropped makes fewer
     updates than planned, and a count of updates would then lag behind the schedule's end.
     """
-    warmup = _warmup(config, updates)
-    constant = config.schedule == "constant"
-    rate = schedule(config.lr, config.schedule, warmup, warmup if constant else updates)
-    betas = tuple(config.adam_betas)
-    return adam(betas, config.weight_decay, config.max_grad_norm), rate
+    rate = schedule(config.lr, config.schedule, _warmup(config, updates), updates)
+    return adam(tuple(config.adam_betas), config.weight_decay, config.max_grad_norm), rate
 
 
 def adam(betas: tuple[float, float], decay: float, max_norm: float) -> optax.GradientTransformation:
     """The optimizer but for its rate; 0 leaves decay or clipping out, and their part of the state."""
     parts = [optax.clip_by_global_norm(max_norm)] if max_norm else []
     parts.append(optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=1e-8))
-    if decay:
+    if decay:  # after Adam and before the rate: decoupled, as in AdamW
         parts.append(optax.add_decayed_weights(decay, mask=decays))
     return optax.chain(*parts)
 

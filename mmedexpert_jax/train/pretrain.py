@@ -248,7 +248,9 @@ def _padded(processor: Processor, texts: Sequence[Sequence[str]], size: int) -> 
 def _cases(config: ConfigDict, step: int, count: int, tasks: tuple[Task, ...]) -> list[Generated]:
     """The `count` cases of a step out of a block for several, in which all tasks have their share."""
     number, place = divmod(step, _BLOCK)
-    block = _block(config.seed * 1_000_000 + number, count * _BLOCK, tasks)
+    block = _block(
+        config.seed * 1_000_000 + number, count * _BLOCK, tasks
+    )  # of no other seed: no run has as many blocks
     return block[place * count : (place + 1) * count]
 
 
@@ -266,9 +268,11 @@ def _example(item: Generated, rng: Random, config: ConfigDict, step: int) -> tup
     if config.answering_from <= step < config.answering_until and rng.random() < config.answering_share:
         return _answering(item, rng)
     spans = zip(config.mixed_from, config.mixed_until, config.hasty_shares, strict=True)
+    # Spans may overlap; their shares then add up.
     hasty_share = sum(share for start, end, share in spans if start <= step < end)
     guided = rng.choice(PARADIGMS) if rng.random() < config.guided_share else None
     texts = []
+    # Without a guide the two are of different paradigms, so that none becomes the habit of a neutral prompt.
     for paradigm in (guided, guided) if guided else rng.sample(PARADIGMS, 2):
         hasty = rng.random() < hasty_share
         texts.append(render(*(item.hasty[paradigm] if hasty else (item.traces[paradigm], item.case.answer))))

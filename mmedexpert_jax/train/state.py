@@ -63,7 +63,7 @@ def keep(run: "Run", state: State, steps: int, every: int) -> None:
 
 def save(run: "Run", state: State, score: float | None = None) -> None:
     """Saves a checkpoint, with its held-out score if it has one."""
-    run.checkpoints.save(state.step, _saved(state), *(() if score is None else (score,)))
+    run.checkpoints.save(state.step, _saved(state), score)
 
 
 def save_once(run: "Run", state: State) -> None:
@@ -77,6 +77,7 @@ def restore(run: "Run", step: int, state: State) -> State:
     found = State(**run.checkpoints.restore(step, _saved(state)))
     if len(jax.tree.leaves(found.opt_state)) == len(jax.tree.leaves(state.opt_state)):
         return found
+    # The moments lie stacked in memory, and in the file layer by layer (`_saved`).
     places = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
     return replace(found, opt_state=jax.jit(stack, out_shardings=places)(found.opt_state))
 

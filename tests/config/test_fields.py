@@ -16,7 +16,7 @@ from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import objective
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.medeval import controls, scoring
-from mmedexpert_jax.merging import methods
+from mmedexpert_jax.merging import settings
 from mmedexpert_jax.mmedexpert import teacher_prompts
 from mmedexpert_jax.models import quantised
 from mmedexpert_jax.plan import hardware
@@ -75,8 +75,8 @@ def test_a_field_of_a_users_own_config_has_its_bounds_and_choices(capsys, tmp_pa
 TABLES = [  # config files import no tables of the package, so that reading one costs nothing
     ("scorer", "evaluate", scoring.SCORERS),
     ("controls", "evaluate", controls.CONTROLS),
-    ("rules", "merge", methods.PRESETS),
-    ("normalize_vectors", "merge", methods.CHOICES["normalize"]),
+    ("rules", "merge", settings.PRESETS),
+    ("normalize_vectors", "merge", settings.CHOICES["normalize"]),
     ("aggregation", "gba", objective.AGGREGATIONS),
     ("ratio_level", "gba", objective.RATIO_LEVELS),
     ("teacher.prompt", "dataset", teacher_prompts.STYLES),

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from mmedexpert_jax.merging import blockwise, kernel
 from mmedexpert_jax.merging.blockwise import Merge
-from mmedexpert_jax.merging.methods import PRESETS
 from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.settings import PRESETS
 from mmedexpert_jax.merging.vectors import Adapter, Expert
 
 BLOCK = 128

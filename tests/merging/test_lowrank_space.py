@@ -7,7 +7,10 @@ import pytest
 
 from mmedexpert_jax.lora import Lora
 from mmedexpert_jax.merging import lowrank, merge, merge_stack, merge_with_report, setting
+from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.merge_page import page
+from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.vectors import Adapter, Expert
 from mmedexpert_jax.models.tree import flatten
 
 OUT, IN, RANK, EXPERTS = 12, 10, 2, 3
@@ -167,3 +170,21 @@ def test_a_rank_is_cut_from_factors(pairs, method, monkeypatch):
     assert report.kept_energy == pytest.approx(kept, rel=1e-4)
     assert f"The adapter's rank keeps {100 * kept:.0f} % of the merged update's energy" in report.sentence()
     assert "Energy kept at the rank" in page(report, {})
+
+
+@pytest.mark.parametrize("space", ["core", "knots"])
+def test_an_expert_may_start_from_a_merge_in_factors(pairs, space):
+    """As a recipe that was written with config.space: the same as if that merge's weights were formed first."""
+    base = {"m.weight": np.zeros((OUT, IN), np.float32)}
+    low = [Adapter({"m.weight": tuple(half.astype(np.float32) for half in pair)}, 0.5) for pair in pairs]
+    experts = tuple(Expert(name, adapters=(one,)) for name, one in zip("abc", low, strict=True))
+    halves = {"density": {"": 0.5}, "scale": {"": 0.7}}
+    origin = Merge(base, experts[:2], Parameters("ties", ("a", "b"), numbers=halves, space=space))
+    start = origin.entries("m.weight", None)[0] + low[2].delta("m.weight", 0, OUT * IN).reshape(OUT, IN)
+    how = Parameters("ties", ("o", "a"), numbers={"density": {"": 0.3}})
+    found, formed = (
+        Merge(base, (first, experts[0]), how).entries("m.weight", None)[0]
+        for first in (Expert("o", adapters=low[2:], origin=origin), Expert("o", weights={"m.weight": start}))
+    )
+    assert np.count_nonzero(formed)
+    np.testing.assert_allclose(found, formed, atol=1e-6)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mmedexpert_jax.config import field_of
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.merging import METHODS, merge_stack, setting
-from mmedexpert_jax.merging.methods import Switches, bernoulli, breadcrumb_ranks, by_rank, key_of, switches
+from mmedexpert_jax.merging.methods import bernoulli, breadcrumb_ranks, by_rank, key_of, switches
+from mmedexpert_jax.merging.settings import Switches
 
 F32 = np.float32
 

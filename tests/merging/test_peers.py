@@ -19,7 +19,9 @@ from mergekit.merge_methods import merge_tensors
 from peft.utils import merge_utils
 
 from mmedexpert_jax.merging.fit import merge_stack
-from mmedexpert_jax.merging.methods import PRESETS, bernoulli, by_rank, setting, ties
+from mmedexpert_jax.merging.methods import bernoulli, by_rank, ties
+from mmedexpert_jax.merging.parameters import setting
+from mmedexpert_jax.merging.settings import PRESETS
 
 # Few values make equal magnitudes, zeros and exact cancellations; many make everything else. 5 experts x 19 bits x
 # weights of 3 bits fit float32's 24.

@@ -13,8 +13,8 @@ from mmedexpert_jax.merging import merge_with_report
 from mmedexpert_jax.merging.blockwise import Merge
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge_page import page, write_page
-from mmedexpert_jax.merging.methods import PRESETS
 from mmedexpert_jax.merging.parameters import Parameters
+from mmedexpert_jax.merging.settings import PRESETS
 from mmedexpert_jax.merging.sweep import at, search, sweep
 from mmedexpert_jax.merging.vectors import Expert
 from mmedexpert_jax.models.tree import flatten, nest

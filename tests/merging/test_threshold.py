@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.blockwise import Merge, merged_on_devices
+from mmedexpert_jax.merging.blockwise import Merge
+from mmedexpert_jax.merging.device_merge import merged_on_devices
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.merging.threshold import SAMPLE, Blocks, _around, by_counting, largest
@@ -178,6 +179,8 @@ whole = merge(base, experts)["w"]["weight"]
 found = merge(put(base), {name: put(expert) for name, expert in experts.items()})["w"]["weight"]
 assert len(found.devices()) == 8
 np.testing.assert_array_equal(found, whole)
+selected = merge(put(base), {name: put(expert) for name, expert in experts.items()}, "sce", density=0.3)
+np.testing.assert_allclose(selected["w"]["weight"], merge(base, experts, "sce", density=0.3)["w"]["weight"], atol=1e-5)
 print("ok")
 """
 

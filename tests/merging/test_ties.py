@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from peft.utils import merge_utils
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.merging.methods import PRESETS, Switches, ties, trim
+from mmedexpert_jax.merging.methods import ties, trim
+from mmedexpert_jax.merging.settings import PRESETS, Switches
 
 SHAPES = ((3, 10), (2, 1))  # few shapes, few compilations
 # Multiples of 1/8: sums and products by powers of two are exact, so references need no tolerance.
