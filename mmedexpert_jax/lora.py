@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _HARMLESS = (
     *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"),
     *("qalora_group_size", "ensure_weight_tying"),
 )
+# Files of weights that trainers put beside peft's: of LLaVA's own, ms-swift's and LongLoRA's families
+_BESIDE = ("non_lora*", "mm_projector.*", "vit.safetensors", "trainable_params.bin")
 # Prefixes of names: in files and in the memory of transformers 4 and 5 -> here
 _PREFIXES = (
     ("model.language_model.", "model."),
@@ -505,6 +508,7 @@ def _product(factors: dict[str, jax.Array], scale: float) -> jax.Array:
 
 def _read_config(file: Path) -> dict[str, Any]:
     config = border.read_json(file, dict[str, Any])
+    refuse_beside(file.parent)
     for key, valid in (("r", _is_rank), ("lora_alpha", _is_alpha)):
         if key not in config:
             raise DataError(f"{file}: key {key} is missing")
@@ -535,6 +539,20 @@ def _read_config(file: Path) -> dict[str, Any]:
             fix = "only plain LoRA is, merge it with peft first"
             raise DataError(f"{file}: {key}={border.shown(value)} is not supported: {fix}")
     return config
+
+
+def refuse_beside(folder: Path) -> None:
+    """Raises DataError where a trainer put weights that it trained whole beside an adapter: neither peft nor its config
+    knows of them, and without them it is another model."""
+    for file in sorted(found for pattern in _BESIDE for found in folder.glob(pattern)):
+        if zipfile.is_zipfile(file):  # of torch.save, whose tensors are records of their own
+            with zipfile.ZipFile(file) as records:
+                if not any("/data/" in name for name in records.namelist()):
+                    continue
+        raise DataError(
+            f"{file}: holds weights that were trained whole beside the adapter, which are not read; merge both by the "
+            "program that trained them and give the merged model, or delete the file if none were"
+        )
 
 
 def _is_rank(value: Any) -> bool:

@@ -17,6 +17,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model
+from mmedexpert_jax.models.load import check_files
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
 
@@ -253,6 +254,25 @@ def test_other_adapters_are_refused_by_name(adapted, base, tmp_path, key, value)
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(DataError, match=rf"{key}(=|: |\.q_proj: )"):
         lora_module.load_peft(tmp_path / "other", base[1])
+
+
+@pytest.mark.parametrize(
+    "name", ["non_lora_trainables.bin", "non_lora_state_dict.bin", "mm_projector.bin", "vit.safetensors"]
+)
+def test_weights_beside_an_adapter_are_not_passed_over(name, adapted, base, base_dir, tmp_path):
+    """LLaVA's own trainer writes its projector into such a file, and one without a tensor where it trained none."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapted[1], folder)
+    whole = {"visual.merger.mlp.0.weight": torch.ones(4, 4)}
+    if name.endswith(".bin"):
+        torch.save({}, folder / name)
+        lora_module.load_peft(folder, base[1])
+        torch.save(whole, folder / name)
+    else:
+        save_file({key: tensor.numpy() for key, tensor in whole.items()}, folder / name)
+    for read in (load_model, check_files, lambda path: lora_module.load_peft(path, base[1])):
+        with pytest.raises(DataError, match=rf"{name}: holds weights that were trained whole beside the adapter"):
+            read(folder)
 
 
 KINDS = {
