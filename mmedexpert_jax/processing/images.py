@@ -436,7 +436,7 @@ def _check_grey(values: np.ndarray, name: str) -> None:
     shift them: by the full range they are nearly one grey, and which part of it matters only the owner knows.
 
     The brightest and the darkest level may be a burnt-in letter's and a border's, and a hundredth of dark pixels its
-    edges. A few levels are a mask or a drawing, 8 bits at most a blank, and multiples of 257 or 256 a picture of 8
+    edges. A few levels are a mask or a drawing, of 8 bits at most a blank, and multiples of 257 or 256 a picture of 8
     bits, which are shown as they are.
     """
     counts = np.bincount(values.ravel().astype(np.int64))
@@ -449,7 +449,7 @@ def _check_grey(values: np.ndarray, name: str) -> None:
     ]
     graded = len(levels) > DRAWN and bool((levels % 257).any() and (levels % 256).any())
     narrow = [(low, high) for low, high, found in ranges if found] if graded else []
-    if highest > 255 and (highest < 4096 or narrow):
+    if narrow or 255 < highest < 4096:
         low, high = min(narrow, key=lambda ends: ends[1] - ends[0], default=(levels[0], highest))
         raise DataError(
             f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only (12 to 14 bits); give it a "

@@ -353,7 +353,10 @@ def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():
     "shown",
     [
         lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) == 0, 65535, ramp * 16),  # a burnt-in letter
-        lambda ramp: ramp,  # 8 bits in 16
+        lambda ramp: ramp,
+        lambda ramp: ramp - 1,  # 8 bits in 16
+        lambda ramp: (ramp - 1) // 2,  # 7 bits, as labels of many regions have them
+        lambda ramp: 100 + ramp // 2,
         lambda ramp: ramp * 16 - 1024 + 32768,  # a CT, shifted
         lambda ramp: ramp * 63,  # 14 bits of a mammogram
         # 12 bits beside a letter with soft edges
