@@ -17,7 +17,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model
-from mmedexpert_jax.models.load import check_files
+from mmedexpert_jax.models.load import check_files, load_policy
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
 
@@ -317,6 +317,32 @@ def test_adapters_of_every_kind_that_is_linear_give_the_logits_of_peft(kind, bas
     again = PeftModel.from_pretrained(reference(base_dir), tmp_path / "again")
     with torch.no_grad():
         assert relative(again(**torch_inputs).logits.numpy(), expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "lower", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}]
+)
+def test_an_adapter_above_another_that_holds_a_module_whole_has_it_of_its_own(lower, base_dir, inputs, tmp_path):
+    """As in peft, whose second adapter is trained over the first one merged: what was below of that module is gone."""
+    torch_inputs, batch, _ = inputs
+    torch.manual_seed(3)
+    model = reference(base_dir)
+    upper = {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["lm_head"]}
+    for name, settings in (("lower", lower), ("upper", upper)):
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, **settings)).eval()
+        for key, parameter in model.named_parameters():
+            if "lora_" in key or "modules_to_save" in key:
+                torch.nn.init.normal_(parameter, 0.0, 0.2)
+        with torch.no_grad():
+            expected = model(**torch_inputs).logits.numpy()
+        model.save_pretrained(tmp_path / name)
+        model = model.merge_and_unload()
+    file = tmp_path / "upper" / "adapter_config.json"
+    content = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "lower")}
+    file.write_text(json.dumps(content))
+    ours, params, lora = load_policy(tmp_path / "upper")
+    with jax.default_matmul_precision("highest"):
+        assert relative(ours.logits(params, batch, lora), expected) < 2e-6
 
 
 @pytest.mark.parametrize("values", ["nan", "int8", "bool", "none", "float8_e4m3fn"])
