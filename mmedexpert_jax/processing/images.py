@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import io
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -384,7 +385,10 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         # a TIFF whose 0 is white, of the modes in which Pillow leaves it at that; one that was turned no longer says so
         coarse, inverted = _coarse(image), _deep(image) and _tag(image, PHOTOMETRIC) == 0
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except (SyntaxError, ValueError, struct.error):  # of a PNG's words, where a JPEG's broken ones are passed over
+            upright = image
         if coarse:
             _check_coarse(upright, name)
         picture = _to_rgb(upright, name, view)
