@@ -2,6 +2,7 @@
 
 import math
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ _HARMLESS = (
     *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"),
     *("qalora_group_size", "ensure_weight_tying"),
 )
+# Files of weights that trainers put beside peft's: of LLaVA's own, ms-swift's and LongLoRA's families
+_BESIDE = ("non_lora*", "mm_projector.*", "vit.safetensors", "trainable_params.bin")
 
 
 def read_config(file: Path) -> dict[str, Any]:
     """The settings of an adapter. Raises DataError, naming the key, for what is missing, wrong, or no plain LoRA."""
     config = border.read_json(file, dict[str, Any])
+    refuse_whole_weights(file.parent)
     for key, valid in (("r", _is_rank), ("lora_alpha", _is_alpha)):
         if key not in config:
             raise DataError(f"{file}: key {key} is missing")
@@ -59,6 +63,20 @@ def read_config(file: Path) -> dict[str, Any]:
             fix = "only plain LoRA is, merge it with peft first"
             raise DataError(f"{file}: {key}={border.shown(value)} is not supported: {fix}")
     return config
+
+
+def refuse_whole_weights(folder: Path) -> None:
+    """Raises DataError where a trainer put weights that it trained whole beside an adapter: neither peft nor its config
+    knows of them, and without them it is another model."""
+    for file in sorted(found for pattern in _BESIDE for found in folder.glob(pattern)):
+        if zipfile.is_zipfile(file):  # of torch.save, whose tensors are records of their own
+            with zipfile.ZipFile(file) as records:
+                if not any("/data/" in name for name in records.namelist()):
+                    continue
+        raise DataError(
+            f"{file}: holds weights that were trained whole beside the adapter, which are not read; merge both by the "
+            "program that trained them and give the merged model, or delete the file if none were"
+        )
 
 
 def _is_rank(value: Any) -> bool:

@@ -280,7 +280,7 @@ def load_peft(path: str | Path, params: dict) -> Lora:
         if isinstance(old, jax.ShapeDtypeStruct) or not np.array_equal(np.asarray(old), tensor.astype(old.dtype)):
             raise DataError(
                 f"{weights}: holds {place} whole (modules_to_save), which no low-rank delta can say: merge it with "
-                "peft first, or load it with mx.load_model"
+                "peft first, or take it by itself, as config.model.path or by mx.load_model"
             )
     try:
         ranks = {module: int(by_pattern(config, "rank_pattern", name, "r")) for module, name in names.items()}
@@ -315,6 +315,22 @@ def with_saved_modules(path: str | Path, params: dict) -> dict:
         old = _node(params, place)
         params = _replaced(params, place.split("."), jnp.asarray(tensor, old.dtype))
     return params
+
+
+def of_kept(lora: Lora, before: dict, after: dict) -> Lora:
+    """The deltas of modules that an adapter above does not hold whole: its own weight is all of such a module.
+
+    Args:
+        lora: of an adapter below.
+        before: parameters without the upper adapter's modules.
+        after: with them.
+    """
+    kept = {
+        path: pair
+        for path, pair in lora.factors.items()
+        if _node(before, f"{path}.weight") is _node(after, f"{path}.weight")
+    }
+    return dataclasses.replace(lora, factors=kept)
 
 
 def _whole_tensors(weights: Path, params: dict, config: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
 from mmedexpert_jax.models import load_model
+from mmedexpert_jax.models.load import check_files, load_policy
 from mmedexpert_jax.processing.batch import Batch
 from mmedexpert_jax.processing.positions import mrope_positions, patch_positions
 
@@ -255,6 +256,25 @@ def test_other_adapters_are_refused_by_name(adapted, base, tmp_path, key, value)
         lora_module.load_peft(tmp_path / "other", base[1])
 
 
+@pytest.mark.parametrize(
+    "name", ["non_lora_trainables.bin", "non_lora_state_dict.bin", "mm_projector.bin", "vit.safetensors"]
+)
+def test_weights_beside_an_adapter_are_not_passed_over(name, adapted, base, base_dir, tmp_path):
+    """LLaVA's own trainer writes its projector into such a file, and one without a tensor where it trained none."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapted[1], folder)
+    whole = {"visual.merger.mlp.0.weight": torch.ones(4, 4)}
+    if name.endswith(".bin"):
+        torch.save({}, folder / name)
+        lora_module.load_peft(folder, base[1])
+        torch.save(whole, folder / name)
+    else:
+        save_file({key: tensor.numpy() for key, tensor in whole.items()}, folder / name)
+    for read in (load_model, check_files, lambda path: lora_module.load_peft(path, base[1])):
+        with pytest.raises(DataError, match=rf"{name}: holds weights that were trained whole beside the adapter"):
+            read(folder)
+
+
 KINDS = {
     "rslora": {"target_modules": "all-linear", "use_rslora": True},
     "patterns": {
@@ -297,6 +317,32 @@ def test_adapters_of_every_kind_that_is_linear_give_the_logits_of_peft(kind, bas
     again = PeftModel.from_pretrained(reference(base_dir), tmp_path / "again")
     with torch.no_grad():
         assert relative(again(**torch_inputs).logits.numpy(), expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "lower", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}]
+)
+def test_an_adapter_above_another_that_holds_a_module_whole_has_it_of_its_own(lower, base_dir, inputs, tmp_path):
+    """As in peft, whose second adapter is trained over the first one merged: what was below of that module is gone."""
+    torch_inputs, batch, _ = inputs
+    torch.manual_seed(3)
+    model = reference(base_dir)
+    upper = {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["lm_head"]}
+    for name, settings in (("lower", lower), ("upper", upper)):
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, **settings)).eval()
+        for key, parameter in model.named_parameters():
+            if "lora_" in key or "modules_to_save" in key:
+                torch.nn.init.normal_(parameter, 0.0, 0.2)
+        with torch.no_grad():
+            expected = model(**torch_inputs).logits.numpy()
+        model.save_pretrained(tmp_path / name)
+        model = model.merge_and_unload()
+    file = tmp_path / "upper" / "adapter_config.json"
+    content = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "lower")}
+    file.write_text(json.dumps(content))
+    ours, params, lora = load_policy(tmp_path / "upper")
+    with jax.default_matmul_precision("highest"):
+        assert relative(ours.logits(params, batch, lora), expected) < 2e-6
 
 
 @pytest.mark.parametrize("values", ["nan", "int8", "bool", "none", "float8_e4m3fn"])

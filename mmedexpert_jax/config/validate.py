@@ -379,13 +379,22 @@ def check_model(key: str, path: str) -> None:
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
         hint = "; give the folder of the model" if folder.is_file() else _first(path)
-        if inside := [*sorted(folder.glob("*/*.safetensors")), *folder.glob("snapshots/*/*.safetensors")]:
-            hint = f"; its folder {inside[0].parent.relative_to(folder)} does: give that"
+        files = [*folder.glob("*/*.safetensors"), *folder.glob("snapshots/*/*.safetensors")]
+        inside = sorted({str(file.parent.relative_to(folder)) for file in files}, key=_counted)
+        if len(inside) == 1:
+            hint = f"; its folder {inside[0]} does: give that"
+        elif inside:
+            hint = f"; its folders {border.listing(inside, 6)} do: give one"
         if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
             hint = "; transformers' save_pretrained writes weights of another format as safetensors"
         if next(folder.glob("model_world_size_*.pt"), None):
             hint = "; verl's model_merger (python -m verl.model_merger merge) writes them as safetensors"
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    """A name's key in an order in which numbers within names count: checkpoint-500 before checkpoint-1000."""
+    return [(int(part or 0), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _check_base(config: ConfigDict) -> None:

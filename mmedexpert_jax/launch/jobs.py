@@ -364,6 +364,7 @@ def _is_of_text(base: str) -> bool:
 
 def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
     """Copies an adapter and what it is asked with, but nothing else of its trainer's, such as optimizers."""
+    from mmedexpert_jax.adapter_config import refuse_whole_weights
     from mmedexpert_jax.lora import base_of, finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
     from mmedexpert_jax.models.hub_card import adapter_card, training_of
@@ -373,6 +374,7 @@ def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
     source = adapter_folder(model_path)
     if not (source / "adapter_model.safetensors").is_file():
         raise DataError(f"{source}: no adapter_model.safetensors; save the adapter again with safetensors")
+    refuse_whole_weights(source)
     settings = border.read_json(source / "adapter_config.json", _AdapterConfig)
     base = base_under(source, CHOSEN["base"])
     files.claim(output)

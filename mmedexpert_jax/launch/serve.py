@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
 from mmedexpert_jax.config.fields import HUB_ID
 from mmedexpert_jax.errors import ConfigError, DataError, Interrupted, NotFinite, ResourceError, needs
-from mmedexpert_jax.launch.job_plan import INSTALLED
+from mmedexpert_jax.launch.job_plan import INSTALLED, check_models
 from mmedexpert_jax.processing.processor import IMAGES, TEMPLATES, TOKENIZERS
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
@@ -83,6 +84,7 @@ def describe(config: ConfigDict) -> str:
     here = Path(config.model.path).is_dir() or config.model.path in INSTALLED  # a hub id is not fetched
     if here:
         _check_context(config)
+        check_models(config)
     if config.job == "ask":
         messages = _asked(config)
         if here:
@@ -92,7 +94,7 @@ def describe(config: ConfigDict) -> str:
     _key(config)
     for source in _adapters(config).values():
         if here and (Path(source).expanduser().is_dir() or not HUB_ID.fullmatch(source)):
-            _on_base(source, config.model.path)
+            models.load.check_files(config.model.path, _on_base(source, config.model.path))
     what = f"listen on {config.host}:{config.port}; votes of the page go to {_votes(config)}"
     return f"serve: load {config.model.path} and {what}"
 
@@ -126,7 +128,11 @@ def _asked(config: ConfigDict) -> list[dict[str, Any]]:
     """The conversation of a question. Raises ConfigError where it is empty."""
     if not config.question.strip():
         raise ConfigError('config.question is empty: mmedexpert ask question="..."')
-    parts = [{"type": "image", "image": path} for path in config.images]
+    window = config.window
+    with suppress(ValueError):
+        window = [float(number) for number in window.strip("[]() ").split(",")]
+    view = {"window": window or None, "slices": config.slices or None, "plane": config.plane}
+    parts = [{"type": "image", "image": path, **view} for path in config.images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": config.question}]}]
 
 

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -101,9 +101,11 @@ def load_policy(
         config = read_config(directory)
         tensors = _tensors(directory, config)
     params = _place(tensors, config, dtype, mesh, quantize)
-    for adapter in adapters:
-        params = lora_module.with_saved_modules(adapter, params)
-    loras = [lora_module.load_peft(adapter, params) for adapter in adapters]
+    loras: list[Lora] = []
+    for adapter in adapters:  # each is of the model below it
+        below, params = params, lora_module.with_saved_modules(adapter, params)
+        loras = [lora_module.of_kept(lora, below, params) for lora in loras]
+        loras.append(lora_module.load_peft(adapter, params))
     lora = lora_module.stack(loras) if loras else None
     return Model(config), params, lora if mesh is None or lora is None else shard(lora, mesh)
 
@@ -142,10 +144,11 @@ def load_architecture(src: str | Path) -> Model:
     return Model(_published(str(src)) if str(src).startswith("random:") else read_config(trace(src)[0]))
 
 
-def check_files(src: str | Path) -> None:
+def check_files(src: str | Path, beside: Sequence[Path] = ()) -> None:
     """Raises DataError where loading a model would, as far as its config, headers, adapters and processor tell.
 
-    Nothing is fetched: an adapter whose base lies elsewhere is left to its load.
+    Nothing is fetched: an adapter whose base lies elsewhere is left to its load. `beside`: adapters that are to share
+    the model's weights.
     """
     folder, over = locate(src), list[Path]()
     while (folder / "adapter_config.json").is_file():
@@ -157,12 +160,14 @@ def check_files(src: str | Path) -> None:
     config = read_config(folder)
     tensors = _tensors(folder, config)
     shapes: dict[str, Any] = {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in tensors.items()}
-    if over and config.tie_word_embeddings and _reader(folder) is None:  # an adapter's own may untie it
-        shapes[lora_module.EMBEDDING] = tensors[lora_module.EMBEDDING].read(())  # a view of the file
+    if (over or beside) and _reader(folder) is None:  # what adapters hold whole is held to it, by views of the files
+        read = [lora_module.EMBEDDING] if smollm2.file_in(folder) else list(tensors)
+        shapes |= {name: tensors[name].read(()) for name in read}
     params = nest(shapes)
     for adapter in over[::-1]:
         params = lora_module.with_saved_modules(adapter, params)
-    for adapter in over:
+        lora_module.load_peft(adapter, params)
+    for adapter in beside:
         lora_module.load_peft(adapter, params)
     load_processor(src)
 

@@ -112,13 +112,14 @@ def views(file: Path) -> dict[str, np.ndarray]:
 def tensor_files(directory: Path) -> dict[str, Path]:
     """{tensor name: file}, from the index of a sharded checkpoint or the one file. Raises DataError."""
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.exists() and single.exists():  # transformers would take the single file, whichever is the newer
+    weight_map = read_json(index).get("weight_map") if index.exists() else {}
+    alone = isinstance(weight_map, dict) and all(file == single.name for file in weight_map.values())
+    if index.exists() and single.exists() and not alone:  # transformers would take it, whichever is the newer
         raise DataError(
             f"{directory}: holds both model.safetensors and shards with an index, as saving over an older model leaves "
             "them; delete the one that is not meant"
         )
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
+    if index.exists() and not single.exists():
         if not isinstance(weight_map, dict):
             raise DataError(f"{index}: not an index of shards; download it again")
         if not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):

@@ -84,8 +84,7 @@ class SoftTokens(Squares):
 
     def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
         """Patches [side**2, C] of the square, those of a soft token together; bit-equal to transformers' on Pillow."""
-        if own := [key for key in part if key != "image"]:
-            raise DataError(f"an image part has {own[0]}, but this model sees every image at {self.size} x {self.size}")
+        self.refuse_sizes(part)
         pixels = np.asarray(image.resize((self.size, self.size), self.resample))
         values = normalised(pixels, self.mean, self.std)
         side, merge = self.size // self.patch_size, self.merge_size

@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import io
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -384,7 +385,10 @@ def _still(image: Image.Image, name: str, view: View) -> Frames:
         # a TIFF whose 0 is white, of the modes in which Pillow leaves it at that; one that was turned no longer says so
         coarse, inverted = _coarse(image), _deep(image) and _tag(image, PHOTOMETRIC) == 0
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except (SyntaxError, ValueError, struct.error):  # of a PNG's words, where a JPEG's broken ones are passed over
+            upright = image
         if coarse:
             _check_coarse(upright, name)
         picture = _to_rgb(upright, name, view)
@@ -436,7 +440,7 @@ def _check_grey(values: np.ndarray, name: str) -> None:
     shift them: by the full range they are nearly one grey, and which part of it matters only the owner knows.
 
     The brightest and the darkest level may be a burnt-in letter's and a border's, and a hundredth of dark pixels its
-    edges. A few levels are a mask or a drawing, 8 bits at most a blank, and multiples of 257 or 256 a picture of 8
+    edges. A few levels are a mask or a drawing, of 8 bits at most a blank, and multiples of 257 or 256 a picture of 8
     bits, which are shown as they are.
     """
     counts = np.bincount(values.ravel().astype(np.int64))
@@ -449,7 +453,7 @@ def _check_grey(values: np.ndarray, name: str) -> None:
     ]
     graded = len(levels) > DRAWN and bool((levels % 257).any() and (levels % 256).any())
     narrow = [(low, high) for low, high, found in ranges if found] if graded else []
-    if highest > 255 and (highest < 4096 or narrow):
+    if narrow or 255 < highest < 4096:
         low, high = min(narrow, key=lambda ends: ends[1] - ends[0], default=(levels[0], highest))
         raise DataError(
             f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only (12 to 14 bits); give it a "

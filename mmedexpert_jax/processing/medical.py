@@ -21,7 +21,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from mmedexpert_jax.border import one_line
+from mmedexpert_jax.border import one_line, shown
 from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.processing import nifti
 from mmedexpert_jax.processing.volumes import (
@@ -209,6 +209,11 @@ def read_dicom(content: bytes, name: str) -> Any:
             if isinstance(text, bytes) and b"," in text:  # of programs under German or French settings
                 with suppress(ValueError):
                     setattr(dataset, key, text.decode("ascii", "replace").replace(",", ".").split("\\"))
+        kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
+        if not kind and dataset.get("SamplesPerPixel") == 1 and "RedPaletteColorLookupTableDescriptor" not in dataset:
+            kind = "MONOCHROME2"
+        if kind:
+            dataset.PhotometricInterpretation = kind.replace("MONOCHROME ", "MONOCHROME")
         return dataset
     except Exception as error:  # pydicom raises nearly anything on a broken file
         raise DataError(f"{name}: not a DICOM file that can be read ({one_line(error)})") from None
@@ -458,6 +463,8 @@ def _look(dataset: Any, place: int, name: str) -> Any:
         for key in _LOOK:
             if key in item and item[key].VM:
                 look[key] = item[key]
+    if "RescaleSlope" in look or "RescaleIntercept" in look:  # pydicom passes over one alone
+        look.RescaleSlope, look.RescaleIntercept = look.get("RescaleSlope", 1), look.get("RescaleIntercept", 0)
     slope = look.get("RescaleSlope")
     if slope is not None and not 0 < abs(float(slope)) < math.inf:  # one grey for all values
         raise DataError(f"{name}: RescaleSlope is {float(slope):g} in its header, which leaves no picture; correct it")
@@ -470,7 +477,14 @@ def _look(dataset: Any, place: int, name: str) -> Any:
 
 
 def _check_window(look: Any, name: str) -> None:
-    """Raises DataError where the first window lies outside all values that the bits can hold: one grey for all."""
+    """Raises DataError where the first window lies outside all values that the bits can hold: one grey for all; and for
+    a function that DICOM does not know."""
+    function = str(look.get("VOILUTFunction", "LINEAR"))
+    if function.upper() not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise DataError(
+            f"{name}: VOILUTFunction is {shown(function)} in its header, which is none of LINEAR, LINEAR_EXACT and "
+            "SIGMOID; correct it"
+        )
     centre, width = (float(np.ravel(look[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
     ends = _ends(look)
     if not (centre + width / 2 > ends[0] and centre - width / 2 < ends[1]):

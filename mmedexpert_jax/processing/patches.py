@@ -175,14 +175,17 @@ class ImageConfig:
         )
 
     def of_part(self, part: Mapping[str, Any]) -> "ImageConfig":
-        """The settings for one image part of a message, whose own min_pixels and max_pixels come first.
+        """The settings for one image part of a message, whose own min_pixels and max_pixels come first; a size of its
+        own is bounded by the file's limit (or the one asked for in its place) alone.
 
         As in qwen-vl-utils. Raises DataError for values that are no numbers of pixels.
         """
         own = {key: part[key] for key in ("min_pixels", "max_pixels") if part.get(key) is not None}
         border.check(own, dict[str, _Pixels], "an image part")
         least = max(own.get("min_pixels", min(self.min_pixels, own.get("max_pixels", self.max_pixels))), 1)
-        most = own.get("max_pixels", max(self.max_pixels, least))
+        sized = part.get("resized_height") is not None
+        limit = max(self.max_pixels, self.stored_max_pixels) if sized else self.max_pixels
+        most = own.get("max_pixels", max(limit, least))
         if most < max(least, self.factor**2):
             raise DataError(f"an image part: max_pixels {most} is below {max(least, self.factor**2)}: raise it")
         return replace(self, min_pixels=least, max_pixels=most)

@@ -30,7 +30,7 @@ IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
 PROBE = "Which?"
 LONGEST_PROMPT = 1 << 16  # characters around a question of one word; the templates of the field have below 2,000
-_PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
+PART_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of an image part, as in qwen-vl-utils
 # model_type -> the class that transformers and vLLM look for in a saved processor
 CLASSES = {
     "qwen2_vl": "Qwen2VLProcessor",
@@ -421,7 +421,7 @@ def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], lis
             parts = []
             for part in spread(content):
                 if isinstance(part, Mapping) and part.get("type") == "image" and part.get("image") is not None:
-                    sources.append({key: part[key] for key in ("image", *_PART_KEYS) if key in part})
+                    sources.append({key: part[key] for key in ("image", *PART_KEYS) if part.get(key) is not None})
                     parts.append({"type": "image"})
                 elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
                     parts.append({"type": "text", "text": part["text"]})

@@ -69,6 +69,11 @@ class Squares:
         """Values in one patch: channels, rows, columns."""
         return 3 * self.patch_size**2
 
+    def refuse_sizes(self, part: Mapping[str, Any]) -> None:
+        """Raises DataError where an image part of a message asks for a size."""
+        if own := [key for key in part if key != "image"]:
+            raise DataError(f"an image part has {own[0]}, but this model sees every image at {self.size} x {self.size}")
+
     def patch_positions(self, rows: int, columns: int) -> np.ndarray:
         """Row and column [n, 2] int32 of each patch, in the order of `cut`."""
         return patch_positions(rows, columns, self.merge_size)
@@ -119,7 +124,9 @@ class SquareConfig(Squares):
         )
 
     def cut(self, image: Image.Image, part: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
-        """Patches [side**2, C] of the square, bit-equal to transformers' processors on Pillow; `part` says nothing."""
+        """Patches [side**2, C] of the square, bit-equal to transformers' processors on Pillow. Raises DataError where
+        `part` asks for a size."""
+        self.refuse_sizes(part)
         if self.pad:
             image = squared(image, tuple(int(255 * value) for value in self.mean))
         width, height = (self.size, self.size) if not self.crop else _shorter_to(image, self.size)

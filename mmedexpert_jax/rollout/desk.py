@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -71,7 +71,7 @@ class Desk:
         self.max_prompt_length, self.max_new_tokens = max_prompt_length, max_new_tokens
         self._model, self._params, self._rows, self.queue = model, params, rows, queue
         self._pools: dict[str, Pool] = {}
-        self._waiting: dict[str, deque[Choice]] = defaultdict(deque)
+        self._waiting: dict[str, deque[Choice]] = {name: deque() for name in loras}
         self._running: set[Choice] = set()
         self._news = threading.Condition()
         self._closed = False
@@ -82,6 +82,9 @@ class Desk:
     def submit(self, choices: list[Choice]) -> None:
         """Puts choices in the queue. Raises Busy where they are too many."""
         with self._news:
+            for waiting in self._waiting.values():  # the places of those who have left are free
+                for choice in [choice for choice in waiting if choice.dropped]:
+                    waiting.remove(choice)
             if sum(map(len, self._waiting.values())) + len(choices) > self.queue:
                 raise Busy
             for choice in choices:

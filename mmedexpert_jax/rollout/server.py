@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from mmedexpert_jax.border import check, cut, parse_json
 from mmedexpert_jax.errors import DataError, ResourceError, UserError
-from mmedexpert_jax.processing.images import open_image
-from mmedexpert_jax.processing.processor import Conversation, Processor
+from mmedexpert_jax.processing.images import VIEWED, View, decode
+from mmedexpert_jax.processing.processor import PART_KEYS, Conversation, Processor
 from mmedexpert_jax.rollout.chat import Vote, Votes, pages
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Busy, Choice, Desk
@@ -33,6 +33,7 @@ PATIENCE = 30.0  # seconds in which a request must have come in whole
 CHOICES = 64  # of a request
 IMAGES = 32  # of a request
 CHARACTERS = 64  # for each token that a prompt may have: longer texts are refused before they are cut into tokens
+IDLE = ("type", "image_url", "url", "detail", "cache_control", "format", "uuid")  # keys of an image that change nothing
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 # Fields beside those of ChatRequest -> their values that change no answer; None: any does not. Of fields that are not
 # here either, NOTHING. Whatever else is asked for is refused by the field's name.
@@ -84,6 +85,11 @@ class ChatRequest(msgspec.Struct):
     stream: bool | None = False
     stream_options: dict[str, Any] | None = None
     logprobs: bool | None = False
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer at most; of two limits that of the newer field, as in vLLM."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> list[str]:
@@ -225,7 +231,7 @@ class _Server:
             for name in given.keys() - set(question.__struct_fields__):
                 if not _is_harmless(name, given[name], self.desk.processor):
                     raise Refusal(400, f"{cut(name)} is not supported")
-            asked = question.max_tokens or question.max_completion_tokens or self.desk.max_new_tokens
+            asked = question.limit or self.desk.max_new_tokens
             if asked > self.desk.max_new_tokens:
                 raise Refusal(400, f"max_tokens {asked} is over the server's {self.desk.max_new_tokens}")
             if (question.n or 1) > self.desk.queue:
@@ -258,7 +264,7 @@ class _Answer:
                 temperature,
                 question.top_p or 1.0,
                 max(0, question.top_k or 0),
-                question.max_tokens or question.max_completion_tokens or desk.max_new_tokens,
+                question.limit or desk.max_new_tokens,
                 teller(index),
                 watched=bool(question.stream or question.stops),
             )
@@ -402,7 +408,9 @@ def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
             continue
         if not isinstance(content, list) or not content:
             raise Refusal(400, f"messages[{number}].content: give a text or a list of parts")
-        parts = [_part(part, f"messages[{number}].content[{place}]") for place, part in enumerate(content)]
+        parts = [
+            seen for place, part in enumerate(content) for seen in _parts(part, f"messages[{number}].content[{place}]")
+        ]
         images += sum(part["type"] == "image" for part in parts)
         characters += sum(len(part.get("text", "")) for part in parts)
         turns.append({"role": role, "content": parts})
@@ -413,18 +421,27 @@ def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
     return turns
 
 
-def _part(part: Any, place: str) -> dict[str, Any]:
+def _parts(part: Any, place: str) -> list[dict[str, Any]]:
+    """A part of a message as the processor takes it; an image for each of the slices that it names."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "refusal") and isinstance(part.get(kind), str):
-        return {"type": "text", "text": part[kind]}
+        return [{"type": "text", "text": part[kind]}]
     if kind != "image_url":
         raise Refusal(400, f"{place}: give type text or image_url")
     address = part.get("image_url")
-    address = address.get("url") if isinstance(address, dict) else address
+    said = part | (address if isinstance(address, dict) else {})  # clients write an image's keys in either
+    address = said.get("url") if isinstance(address, dict) else address
     # An address elsewhere is refused: a server that fetches what it is told to reaches into its own network.
     if not isinstance(address, str) or address[:5].lower() != "data:":
         raise Refusal(400, f"{place}: give the image as data:image/png;base64,...")
-    return {"type": "image", "image": open_image(address, place)}
+    said = {key: value for key, value in said.items() if key not in IDLE and value is not None}
+    if unknown := [key for key in said if key not in (*VIEWED, *PART_KEYS)]:
+        raise Refusal(400, f"{place}: {cut(unknown[0])} is not supported")
+    view, sizes = ({key: said[key] for key in keys if key in said} for keys in (VIEWED, PART_KEYS))
+    slices = View.make(**view, name=place).slices or 1
+    if (slices if isinstance(slices, int) else len(slices)) > IMAGES:
+        raise Refusal(400, f"{place}: the server takes {IMAGES} images a request; choose fewer slices")
+    return [{"type": "image", "image": picture} | sizes for picture in decode(address, name=place, **view)]
 
 
 def _row(seed: int, index: int) -> int:

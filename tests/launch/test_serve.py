@@ -14,12 +14,17 @@ from pathlib import Path
 
 import httpx2 as httpx
 import jax
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax import models
+from mmedexpert_jax.launch import load_config, serve
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.models import load_processor
+from mmedexpert_jax.processing.images import spread
 
 NAMES = ("first", "second")
 TOP = ("benchmarks", "duplicates", "candidates", "stages")
@@ -104,6 +109,48 @@ def test_an_adapter_that_asks_otherwise_than_the_base_is_served_alone(folder, tm
         assert main(served) == code
     assert "has a chat template, tokenizer or image settings of its own" in capsys.readouterr().err
     assert main([*served[::2], f"--config.model.path={own}"]) == 0
+
+
+def test_a_plan_refuses_the_models_and_adapters_that_cannot_be_loaded(folder, tmp_path, capsys):
+    plain, whole = tmp_path / "plain", tmp_path / "whole"
+    for copy in (plain, whole):
+        shutil.copytree(folder / "first", copy)
+    settings = json.loads((plain / "adapter_config.json").read_text())
+    tensors = load_file(plain / "adapter_model.safetensors")
+    name = "visual.merger.mlp.0.weight"
+    weight = models.load_policy("mini")[1]["visual"]["merger"]["mlp"]["0"]["weight"]
+
+    def plan(job, *arguments):
+        return main([f"--config=configs/{job}.py", "--config.plan=True", *arguments])
+
+    save_file(tensors | {f"base_model.model.{name}": np.asarray(weight)}, whole / "adapter_model.safetensors")
+    assert plan("serve", f"--config.adapters=x={plain},y={whole}") == 0, "what it holds whole is the base's own"
+    save_file(tensors | {f"base_model.model.{name}": np.asarray(weight) + 1}, whole / "adapter_model.safetensors")
+    assert plan("serve", f"--config.adapters=x={whole}") == 3
+    assert f"holds {name} whole" in (said := capsys.readouterr().err) and "config.model.path" in said
+    assert plan("serve", f"--config.model.path={whole}") == 0
+    (plain / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    for job, field in (("serve", "adapters=x="), ("serve", "model.path="), ("ask", "model.path=")):
+        assert plan(job, f"--config.{field}{plain}", *["--config.question=Why?"] * (job == "ask")) == 3
+        assert "use_dora=True is not supported" in capsys.readouterr().err
+
+
+def test_what_is_to_be_seen_of_a_picture_may_be_asked_about(tmp_path, monkeypatch):
+    """The values of the window and the frames chosen, by Pillow."""
+    grey = np.linspace(0, 4095, 56 * 56).astype(np.uint16).reshape(56, 56)
+    Image.fromarray(grey).save(tmp_path / "scan.png")
+    frames = [Image.new("RGB", (56, 56), (shade, 0, 0)) for shade in (0, 100, 200)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+
+    def seen(file, **fields):
+        asked = {"question": "Why?", "images": (str(tmp_path / file),)} | fields
+        (message,) = serve._asked(load_config("configs/ask.py", asked))
+        return [np.asarray(part["image"])[..., 0] for part in spread(message["content"])[:-1]]
+
+    (whole,), (half,) = (seen("scan.png", window=window) for window in ("range", "2047.5,2049"))
+    assert np.abs(whole - grey / 4095 * 255).max() <= 0.5
+    assert np.abs(half - np.clip((grey - 1023.5) / 2048, 0, 1) * 255).max() <= 1
+    assert [int(one[0, 0]) for one in seen("moving.webp", slices=3)] == [0, 100, 200]
 
 
 def test_a_base_is_the_same_however_its_path_is_written(tmp_path, monkeypatch, capsys):

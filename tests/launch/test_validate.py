@@ -195,6 +195,13 @@ def test_the_folder_above_a_model_names_it(tmp_path, capsys):
     (snapshot / "model.safetensors").touch()
     assert main(["--config=configs/export.py", f"--config.model.path={snapshot.parents[1]}"]) == 3
     assert "its folder snapshots/0123abc does: give that" in capsys.readouterr().err
+    for step in (1000, 500, 1500):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        for shard in (1, 2):
+            (tmp_path / "run" / f"checkpoint-{step}" / f"model-{shard}-of-2.safetensors").touch()
+    assert main(["--config=configs/export.py", f"--config.model.path={tmp_path / 'run'}"]) == 3
+    said = "its folders checkpoint-500, checkpoint-1000, checkpoint-1500 do: give one"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("base", ["mini", "nowhere"])

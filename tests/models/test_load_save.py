@@ -226,6 +226,15 @@ def test_one_file_beside_shards_is_refused(broken):
         load_model(directory)
 
 
+def test_an_index_of_the_one_file_that_there_is_says_nothing_else(broken):
+    """As mlx-lm and some converters write it always."""
+    directory = broken()
+    expected = load_model(directory)[1]
+    index = {"weight_map": dict.fromkeys(load_file(directory / "model.safetensors"), "model.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(load_model(directory)[1], expected)
+
+
 def test_shards_of_two_versions_are_refused(broken):
     """An index says whose a tensor is; transformers takes that of the last shard that has one of its name."""
     directory = broken()

@@ -281,11 +281,20 @@ def test_a_tiff_whose_0_is_white_is_shown_so_at_any_depth():
         assert np.array_equal(open_image(white_is_zero(Image.fromarray(deep))), expected)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("words", [b"Exif\0\0junk", b"MM", b"II*\0\xff\xff\xff\xff"])
+def test_broken_words_of_a_png_hide_no_picture(words):
+    image = noise("RGB", 30, 20)
+    data = encoded(image)
+    assert np.array_equal(open_image(data[:33] + chunk(b"eXIf", words) + data[33:]), image)
+
+
 def deep_png(values: np.ndarray) -> bytes:
     """A PNG of 16-bit colours [H, W, 3], which Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -353,7 +362,10 @@ def test_a_tiff_of_signed_bytes_and_a_name_alone_are_refused():
     "shown",
     [
         lambda ramp: np.where(np.arange(ramp.size).reshape(ramp.shape) == 0, 65535, ramp * 16),  # a burnt-in letter
-        lambda ramp: ramp,  # 8 bits in 16
+        lambda ramp: ramp,
+        lambda ramp: ramp - 1,  # 8 bits in 16
+        lambda ramp: (ramp - 1) // 2,  # 7 bits, as labels of many regions have them
+        lambda ramp: 100 + ramp // 2,
         lambda ramp: ramp * 16 - 1024 + 32768,  # a CT, shifted
         lambda ramp: ramp * 63,  # 14 bits of a mammogram
         # 12 bits beside a letter with soft edges

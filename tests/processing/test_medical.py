@@ -485,6 +485,33 @@ def test_the_full_range_under_a_negative_slope_is_the_picture_turned(kind):
     assert np.array_equal(np.asarray(open_image(content, window="full"))[..., 0], np.round(share * 255))
 
 
+@pytest.mark.parametrize("kind", ["monochrome2", "MONOCHROME 2", " Monochrome1", "", None])
+def test_a_kind_of_grey_is_known_however_it_is_written(kind):
+    plain = "MONOCHROME1" if kind and "1" in kind else "MONOCHROME2"
+    expected = open_image(a_ct(PhotometricInterpretation=plain))
+    dataset = pydicom.dcmread(io.BytesIO(a_ct()))
+    dataset.PhotometricInterpretation = kind
+    if kind is None:
+        del dataset.PhotometricInterpretation
+    assert np.array_equal(open_image(again_of(dataset)), expected)
+
+
+@pytest.mark.parametrize(("present", "other"), [("RescaleIntercept", 1), ("RescaleSlope", 0)])
+def test_half_of_a_rescale_counts(present, other):
+    """The absent one is that which changes nothing, said or not."""
+    lacking = {"RescaleIntercept": "RescaleSlope", "RescaleSlope": "RescaleIntercept"}[present]
+    look = {"RescaleSlope": 2, "RescaleIntercept": -1024, "WindowCenter": 1000, "WindowWidth": 2000}
+    whole, dataset = (pydicom.dcmread(io.BytesIO(a_ct(**look | {lacking: other}))) for _ in range(2))
+    expected = by_pydicom(whole, whole.pixel_array)
+    del dataset[lacking]
+    assert np.array_equal(np.asarray(open_image(again_of(dataset)))[..., 0], expected)
+
+
+def test_a_function_that_is_none_is_named():
+    with pytest.raises(DataError, match=r"scan: VOILUTFunction is 'FOO' in its header.*; correct it"):
+        open_image(a_ct(WindowCenter=40, WindowWidth=400, VOILUTFunction="FOO"), "scan")
+
+
 def test_a_decimal_comma_is_a_decimal_point():
     values = np.arange(64, dtype=np.uint16).reshape(8, 8)
     shape = {"Rows": 8, "Columns": 8, "PixelRepresentation": 0, "PixelData": values.tobytes()}

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import ImageConfig, Processor, mrope_positions, patch_positions
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE
+from mmedexpert_jax.processing.squares import SquareConfig
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -496,6 +497,28 @@ def test_an_image_parts_own_limits_are_those_of_qwen_vl_utils(processor, own, gr
     talk = question((80, 150))
     talk[0]["content"][0] |= own
     assert processor.encode(talk).images[0][1] == grid
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "grid"),
+    [
+        (None, {}, (80, 80)),  # smart_resize(1120, 1120) of qwen-vl-utils, which the file's limit leaves
+        (None, {"max_pixels": 401_408}, (44, 44)),
+        (401_408, {}, (44, 44)),  # model.max_pixels
+        (None, {"resized_height": 8400, "resized_width": 8400}, (256, 256)),  # of the file's 12,845,056 pixels
+    ],
+)
+def test_a_size_that_a_part_asks_for_is_bounded_by_the_file_alone(limit, own, grid):
+    config = ImageConfig.from_hf({"min_pixels": 3136, "max_pixels": 12_845_056}, limit)
+    part = {"resized_height": 1120, "resized_width": 1120} | own
+    assert config.cut(Image.new("RGB", (300, 300)), part)[1] == grid
+    assert config.cut(Image.new("RGB", (3000, 3000)), {})[1] == (44, 44)
+
+
+def test_squares_refuse_a_size_that_a_part_asks_for():
+    for part in ({"max_pixels": 9}, {"resized_height": 28, "resized_width": 28}):
+        with pytest.raises(DataError, match=f"an image part has {next(iter(part))}, but this model sees every image"):
+            SquareConfig().cut(Image.new("RGB", (30, 30)), {"image": "a.png"} | part)
 
 
 @pytest.mark.parametrize("own", [{"max_pixels": "many"}, {"max_pixels": 5}, {"resized_height": 28}, {"min_pixels": -1}])

@@ -65,13 +65,44 @@ def ask(address):
     return post
 
 
-def picture():
+def picture(image=None, form="png", **options):
     data = io.BytesIO()
-    Image.new("RGB", (56, 56), (200, 30, 30)).save(data, "png")
+    (image or Image.new("RGB", (56, 56), (200, 30, 30))).save(data, form, **options)
     return {
         "type": "image_url",
         "image_url": {"url": "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()},
     }
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_an_image_part_says_of_itself_counts(ask, desk, inside):
+    """Clients write it beside the address or with it; as much text, and the pictures as Pillow has them."""
+
+    def tokens(part, **own):
+        part = part | ({"image_url": part["image_url"] | own} if inside else own)
+        response = ask([part, {"type": "text", "text": "What is it?"}], max_tokens=1)
+        return response.status_code, response.json().get("usage", {}).get("prompt_tokens"), response.text
+
+    def expected(*images, **own):
+        parts = [{"type": "image", "image": image} | own for image in images]
+        content = [*parts, {"type": "text", "text": "What is it?"}]
+        return len(desk.processor.encode([{"role": "user", "content": content}]).tokens)
+
+    large, small = Image.new("RGB", (280, 280)), Image.new("RGB", (56, 56))
+    for own in ({"resized_height": 56, "resized_width": 84}, {"max_pixels": 6272}, {"min_pixels": None}):
+        assert tokens(picture(large), **own)[1] == expected(large, **own)
+    assert expected(large, max_pixels=6272) < expected(large)
+    deep = picture(Image.fromarray(np.arange(56 * 56, dtype=np.uint16).reshape(56, 56)))
+    assert tokens(deep)[0] == 400 and tokens(deep, window="range")[1] == expected(small)
+    frames = picture(small, "gif", save_all=True, append_images=[Image.new("RGB", (56, 56), (9, 99, 9))])
+    assert tokens(frames)[0] == 400
+    assert tokens(frames, slices=[1])[1] == expected(small) and tokens(frames, slices=2)[1] == expected(small, small)
+    for own, says in (
+        ({"slices": 33}, "choose fewer slices"), ({"zoom": 2}, "zoom is not supported"), ({"window": "dark"}, "window"),
+        ({"max_pixels": "many", "slices": 1}, "max_pixels"),
+    ):  # fmt: skip
+        status, _, text = tokens(frames, **own)
+        assert status == 400 and says in text
 
 
 def test_an_image_is_taken_however_its_base64_is_written(ask, address):
@@ -272,6 +303,18 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(ask, desk, monkeypatch
     with pytest.raises(Busy):
         desk.submit([Choice("mini", encoded, 0, 0.0, 1.0, 0, LIMIT, lambda done, ended: None)] * 7)
 
+    over = threading.Event()
+    slow = Choice("mini", encoded, 0, 1.0, 1.0, 0, LIMIT, lambda done, ended: over.set() if ended else None)
+    gone = [Choice("mini", encoded, 0, 1.0, 1.0, 0, LIMIT, lambda done, ended: None) for _ in range(6)]
+    with desk._news:  # the desk's own thread waits, so that all of them do
+        desk.submit(gone)
+        desk.drop(gone[:1])
+        desk.submit([slow])
+        with pytest.raises(Busy):
+            desk.submit(gone[:1])
+        desk.drop(gone)
+    assert over.wait(60)
+
     def full(choices):
         raise Busy
 
@@ -285,6 +328,12 @@ def test_a_body_that_is_no_request(address, body):
     headers = {"authorization": "Bearer secret"}
     response = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+def test_of_two_limits_that_of_the_newer_field_counts(ask):
+    for limits, count in (((8, 3), 3), ((3, 8), 8), ((None, 2), 2), ((2, None), 2)):
+        response = ask(QUESTION, max_tokens=limits[0], max_completion_tokens=limits[1]).json()
+        assert response["usage"]["completion_tokens"] == count
 
 
 def test_fields_that_change_nothing_are_taken(ask):
