@@ -79,7 +79,7 @@ class Run:
             (path / "tracker_id").unlink(missing_ok=True)
         try:
             self._write_start()
-            tracker = self.config.get("tracker") or ""
+            tracker = "" if self.done else self.config.get("tracker") or ""
             self._metrics = Metrics(path, tracker, self.config) if self._writes else Recent(path)
         except BaseException:
             self._meter.close()
