@@ -97,7 +97,7 @@ def test_a_file_system_without_locks_is_used_and_named_once(tmp_path, monkeypatc
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     if number == errno.EIO:  # which is a broken disk
-        with pytest.raises(ResourceError, match="cannot write .*: input/output error"):
+        with pytest.raises(ResourceError, match=r"cannot write .*: input/output error"):
             files.lock(tmp_path / ".lock")
         return
     for _ in range(2):
