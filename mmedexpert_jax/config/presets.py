@@ -44,7 +44,7 @@ def common(job: str, preset: str) -> Config:
     # run directory; empty: runs/<job>-<preset>, for one DSA expert runs/dsa-<preset>/<specialty>
     config.workdir = free("")
     config.seed = 0  # of data order, initialisation and sampling
-    config.fresh = free(False)  # start over: what the run directory holds is deleted
+    config.fresh = free(False)  # start over: what the run made in its directory is deleted
     config.plan = free(False)  # print what the job would read, do and write, and stop before it
     # devices to plan for: "a100x8", "h100x8", "h200x8", "v5e-8" (or "v5litepod-8"), "v6e-8", "v5p-8" (4 chips of two
     # cores, as Google counts, also "v5px4"); empty: those of this machine

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import inspect
+import queue
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from mmedexpert_jax.errors import ConfigError, UserError
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from attempt to attempt
 # Bugs, which another attempt would raise again.
 FAULTS = (AttributeError, ImportError, NameError, SyntaxError, TypeError, ZeroDivisionError, NotImplementedError)
+THREADED = "; rewards.workers=1 and rewards.timeout=0 call it in the main thread (not under rollout_ahead)"
 
 
 @dataclass(frozen=True)
@@ -29,41 +33,59 @@ class Call:
 def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, workers: int = 16) -> list[Any]:
     """Results of `calls` in their order; what a call returns that can be awaited is awaited.
 
-    An event loop of its own in a thread of its own runs them, since a notebook has one already. A call that does not
-    end in time is left behind in a thread that does not keep the process alive.
+    One event loop of the process runs them, since what a client or a semaphore of theirs holds belongs to a loop. A
+    call that does not end in time is left behind in a thread that does not keep the process alive.
 
     Args:
         calls: those that run beside each other.
         timeout: seconds of one attempt; 0: no limit.
         attempts: of one call.
-        workers: limited calls in flight at most.
+        workers: limited calls in flight at most; 1, with a `timeout` of 0: they are called in the caller's thread.
 
     Raises:
         ConfigError: a call failed `attempts` times; it names the call and the error.
         UserError: what a call raised of our own kinds, unchanged.
     """
-    outcome: dict[str, Any] = {}
+    here: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # what runs in this thread; None: all ran
+    start = _begin if timeout or workers > 1 else here.put
+    with border.same_folder():
+        future = asyncio.run_coroutine_threadsafe(_all(calls, timeout, attempts, workers, start), _loop())
+        future.add_done_callback(lambda _: here.put(None))
+        try:
+            while (run := here.get()) is not None:
+                run()
+        finally:
+            future.cancel()  # where this thread is interrupted; of what has ended nothing is left to cancel
+    return future.result()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of users' functions, in a daemon thread."""
+    loop = asyncio.new_event_loop()
 
     def run() -> None:
-        try:
-            outcome["results"] = asyncio.run(_all(calls, timeout, attempts, workers))
-        except BaseException as error:
-            outcome["error"] = error
+        while True:
+            with contextlib.suppress(BaseException):  # SystemExit of a task that a user's function began
+                loop.run_forever()
 
-    thread = threading.Thread(target=run, daemon=True)
-    with border.same_folder():
-        thread.start()
-        thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["results"]
+    _begin(run)
+    return loop
 
 
-async def _all(calls: Sequence[Call], timeout: float, attempts: int, workers: int) -> list[Any]:
+def _begin(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, daemon=True).start()
+
+
+async def _all(
+    calls: Sequence[Call], timeout: float, attempts: int, workers: int, start: Callable[[Callable[[], None]], None]
+) -> list[Any]:
     gate = asyncio.Semaphore(workers)
     tasks = [
         asyncio.create_task(
-            _tried(call, timeout, attempts, gate) if call.limited else _tried(call, 0, 1, contextlib.nullcontext())
+            _tried(call, timeout, attempts, gate, start)
+            if call.limited
+            else _tried(call, 0, 1, contextlib.nullcontext(), _begin)
         )
         for call in calls
     ]
@@ -74,12 +96,18 @@ async def _all(calls: Sequence[Call], timeout: float, attempts: int, workers: in
             task.cancel()
 
 
-async def _tried(call: Call, timeout: float, attempts: int, gate: contextlib.AbstractAsyncContextManager) -> Any:
+async def _tried(
+    call: Call,
+    timeout: float,
+    attempts: int,
+    gate: contextlib.AbstractAsyncContextManager,
+    start: Callable[[Callable[[], None]], None],
+) -> Any:
     """The result of a call, after as many attempts as it takes."""
     async with gate:
         for attempt in range(1, attempts + 1):
             try:
-                return await asyncio.wait_for(_in_thread(call.function), timeout or None)
+                return await asyncio.wait_for(_in_thread(call.function, start), timeout or None)
             except UserError:
                 raise
             except Exception as error:
@@ -88,13 +116,14 @@ async def _tried(call: Call, timeout: float, attempts: int, gate: contextlib.Abs
                     reason = f"no answer within {timeout:g} s"
                 if attempt == attempts or isinstance(error, FAULTS):
                     tries = f" {attempt} times" if attempt > 1 else ""
-                    raise ConfigError(f"{call.name} failed{tries}: {reason}") from error
+                    fix = THREADED if re.search(r"main thread|threaded|same thread", reason) else ""
+                    raise ConfigError(f"{call.name} failed{tries}: {reason}{fix}") from error
             await asyncio.sleep(FIRST_WAIT * 2 ** (attempt - 1))
     raise AssertionError("attempts are at least 1")
 
 
-async def _in_thread(call: Callable[[], Any]) -> Any:
-    """The result of a call in a daemon thread; awaits what it returns."""
+async def _in_thread(call: Callable[[], Any], start: Callable[[Callable[[], None]], None]) -> Any:
+    """The result of a call in the thread in which `start` runs it; awaits what it returns."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future = loop.create_future()
 
@@ -106,13 +135,14 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
         try:
             method, value = future.set_result, call()
         except BaseException as error:  # SystemExit of a user's function is a failure like any other
+            if isinstance(error, KeyboardInterrupt) and start is not _begin:  # of the run, not of the function
+                raise
             kept = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
             fault = error if kept else RuntimeError(border.message_of(error, 200))
             method, value = future.set_exception, fault
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, method, value)
+        loop.call_soon_threadsafe(settle, method, value)
 
-    threading.Thread(target=run, daemon=True).start()
+    start(run)
     value = await future
     return await _awaited(value) if inspect.isawaitable(value) else value
 

@@ -4,7 +4,6 @@ A folder holds one file per process that writes. Lines are appended as answers c
 what was in flight and no more; a line that a kill cut off is dropped when the file is next opened.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -54,13 +53,12 @@ class AnswerLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._path = self.folder / f"{process:05d}.jsonl"
             self._file = self._path.open("ab+", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            ours = files.exclusive(self._file)
+        if not ours:
             self._file.close()
             raise ResourceError(
                 f"{self._path} is being written by another process; give each one its own config.process"
-            ) from None
+            )
         self.broken += files.cut_short(self._file)
         for path in sorted(self.folder.glob("*.jsonl")):
             self._read(path)

@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import errno
 import fcntl
+import functools
 import io
 import math
 import os
@@ -155,6 +157,27 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
+def exclusive(file: IO[Any]) -> bool:
+    """Takes an exclusive lock on an open file; False where another process has it.
+
+    Of a file system that has no locks, as Lustre without `flock`, a line says so once, and the file counts as ours.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        _say_unlocked(Path(file.name).parent)
+    return True
+
+
+@functools.cache
+def _say_unlocked(folder: Path) -> None:
+    print(f"the file system of {folder} has no locks: see that no second command writes there", flush=True)
+
+
 def lock(path: Path) -> IO[str] | None:
     """Takes an exclusive lock, which closing the file drops, or the system when the process ends, however it ends.
 
@@ -164,9 +187,7 @@ def lock(path: Path) -> IO[str] | None:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not exclusive(file):
             file.close()
             return None
         file.truncate(0)

@@ -155,7 +155,10 @@ class Metrics:
         if self._events is not None:
             self._events.close()
         for hosted in self._trackers if tracker else ():
-            hosted.finish()
+            try:
+                hosted.finish()
+            except Exception as error:  # nor may it end the trainings that come after this one
+                print(f"the tracker could not be closed: {border.message_of(error, 200)}", flush=True)
 
 
 def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:
@@ -172,4 +175,8 @@ def _tracker(name: str, folder: Path, config: Mapping | None) -> Any:
         files.write_text(known, uuid.uuid4().hex[:8])
     id = known.read_text(errors="replace").strip()
     own = {"name": folder.name, "id": id} if name == "wandb" else {"name": f"{folder.name}-{id}"}
-    return module.init(project="mmedexpert-jax", config=files.plain(config or {}), resume="allow", **own)
+    try:
+        return module.init(project="mmedexpert-jax", config=files.plain(config or {}), resume="allow", **own)
+    except Exception as error:  # no login, no network
+        fix = "log in (wandb login), set WANDB_MODE=offline, or leave it out" if name == "wandb" else "leave it out"
+        raise ConfigError(f"tracker={name!r} cannot begin: {border.message_of(error, 200)}; {fix}") from error

@@ -5,6 +5,7 @@ import errno
 import functools
 import itertools
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -41,6 +42,15 @@ _FORM: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("lora.rank", "lora.targets", "trainable"), str),
     **dict.fromkeys(("ref_every", "rollout_ahead", "max_grad_norm"), bool),
     "advantage_weights": "equal".__eq__,
+}
+# Names in the folders of a run that are of its making, beside marked artefacts; what else is there is the user's
+_OURS = {
+    "tb": r"events\.out\.tfevents\..+",
+    "plots": r"\.?[^/]+\.png(\.tmp)?",
+    "samples": r"([^/]+/)?\.?(\d+|pass_rates)\.jsonl(\.tmp)?",
+    "ckpt": r"\d+(\.[^/]*tmp)?",
+    "logs": r"process-\d+\.log",
+    "export": r"\.[^/]+|model|adapter|dataset|public|rows|tables|fisher|privacy|report|[^/]+\.(json|jsonl|csv)",
 }
 _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
 
@@ -79,7 +89,7 @@ class Run:
             (path / "tracker_id").unlink(missing_ok=True)
         try:
             self._write_start()
-            tracker = self.config.get("tracker") or ""
+            tracker = "" if self.done else self.config.get("tracker") or ""
             self._metrics = Metrics(path, tracker, self.config) if self._writes else Recent(path)
         except BaseException:
             self._meter.close()
@@ -124,6 +134,7 @@ class Run:
         lock = _lock(path)
         try:
             if fresh:
+                _refuse_added(path)
                 _wipe(path, keep=spared)
             elif not drift and (refusal := _drift_refusal(path, plain)):
                 if not _failed_early(path):
@@ -365,24 +376,48 @@ def _lock(path: Path) -> Any:
 
 
 def _wipe(path: Path, keep: tuple[str, ...] = ()) -> None:
-    """Deletes what is a run's but for the names in `keep`, which may be of files in a folder of it, as "export/x"."""
+    """Deletes what is a run's but for the names in `keep`, which may be of files in a folder of it, as "export/x".
+
+    What else its folders hold stays; a folder that is a link, to another disk, is emptied and linked further on.
+    """
     with files.writing(path):
         for name in set(LAYOUT) - set(keep):
-            kept = any(one.startswith(f"{name}/") for one in keep) and (path / name).is_dir()
-            for place in (path / name).iterdir() if kept else (path / name,):
-                if str(place.relative_to(path)) in keep:
-                    continue
-                if place.is_dir() and not place.is_symlink():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink(missing_ok=True)
+            place = path / name
+            if name not in _OURS or not place.is_dir() or (place.is_symlink() and name == "export"):
+                _delete(place)
+                continue
+            for entry in [*place.glob("*"), *place.glob("*/*")]:
+                part = entry.relative_to(place).as_posix()
+                made = re.fullmatch(_OURS[name], part) or files.owner(entry).get("kind") == "artefact"
+                if made and f"{name}/{part}" not in keep:
+                    _delete(entry)
+            for folder in (*filter(Path.is_dir, place.glob("*")), place):
+                with contextlib.suppress(OSError):  # it holds something else, or is a link
+                    folder.rmdir()
+
+
+def _delete(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _refuse_added(path: Path) -> None:
+    """Raises ConfigError where a file was added to a model, adapter or data set of a run, which the next would
+    replace."""
+    for folder in sorted(path.glob("export/*")):
+        if files.owner(folder).get("kind") == "artefact" and not folder.is_symlink():
+            files.claim(folder)
 
 
 def refuse_in_use(folder: Path) -> None:
-    """Raises ResourceError where a run in a folder, however deep, is open in another process."""
+    """Raises ResourceError where a run in a folder, however deep, is open in another process, and ConfigError where
+    something was added to what it made."""
     for lock in folder.rglob(".lock") if folder.is_dir() else ():
         if files.is_run(lock.parent):
             _lock(lock.parent).close()
+            _refuse_added(lock.parent)
 
 
 def delete_runs(folder: Path) -> None:

@@ -470,6 +470,67 @@ def test_a_file_imports_what_stands_beside_it(tmp_path, monkeypatch):
     assert scored(f"{file}:f", ["x"]).values[0, 0, -1] == 0.5
 
 
+SHARED = """
+import asyncio
+
+gate = asyncio.Semaphore(1)  # asyncio binds it to the loop in which a call first waits for it
+
+async def limited(case, text, **_):
+    async with gate:
+        await asyncio.sleep(0.001)
+    return 1.0
+
+async def bad():
+    raise SystemExit(3)
+
+async def leaves(case, text, **_):
+    if text == "bad":
+        await asyncio.gather(asyncio.create_task(bad()), return_exceptions=True)
+    return await limited(case, text)
+"""
+
+
+def test_what_coroutines_share_holds_from_step_to_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.FIRST_WAIT", 0.01)
+    file = written(tmp_path, SHARED)
+    for name in ("limited", "leaves"):
+        scoring = rewards.from_config(config(**{"rewards.functions": (f"{file}:{name}",)}))
+        for texts in (["x", "y", "z"], ["bad", "y", "z"], ["x", "y", "z"]):
+            values = rewards.score(scoring, rollout(texts), 100, timeout=20, attempts=1).values
+            assert values[0, :, -1].tolist() == [1.0] * 3
+
+
+THREADS = """
+import signal, sqlite3
+
+store = sqlite3.connect(":memory:")
+
+def timed(case, text, **_):
+    signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+    return 1.0
+
+def stored(case, text, **_):
+    return store.execute("select 0.5").fetchone()[0]
+
+async def waits(case, text, **_):
+    return 2.0
+
+def stops(case, text, **_):
+    raise KeyboardInterrupt
+"""
+
+
+def test_what_needs_the_main_thread_has_it_with_one_worker_and_no_limit(tmp_path):
+    file = written(tmp_path, THREADS)
+    for name in ("timed", "stored"):
+        with pytest.raises(ConfigError, match=r"thread.*; rewards.workers=1 and rewards.timeout=0 call it in the main"):
+            scored(f"{file}:{name}", ["x"], attempts=1)
+    given = [scored(f"{file}:{name}", ["x", "y"], workers=1, timeout=0) for name in ("timed", "stored", "waits")]
+    assert [one.values[0, :, -1].tolist() for one in given] == [[1.0] * 2, [0.5] * 2, [2.0] * 2]
+    with pytest.raises(KeyboardInterrupt):  # the user's own, who wants the run to stop
+        scored(f"{file}:stops", ["x"], workers=1, timeout=0)
+
+
 def test_calls_work_where_a_loop_runs_already(monkeypatch):
     """As in a notebook."""
     monkeypatch.setitem(sys.modules, "own", module := types.ModuleType("own"))

@@ -1,9 +1,13 @@
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from mmedexpert_jax.errors import ConfigError
+from mmedexpert_jax.errors import ConfigError, ResourceError
+from mmedexpert_jax.medeval.store import AnswerLog
 from mmedexpert_jax.runtime import files
 
 
@@ -84,3 +88,19 @@ def test_a_file_is_not_taken_for_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="no directory"):
         write(tmp_path / "out", "new")
     assert (tmp_path / "out").read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_used_and_named_once(tmp_path, monkeypatch, number, capsys):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if number == errno.EIO:  # which is a broken disk
+        with pytest.raises(ResourceError, match=r"cannot write .*: input/output error"):
+            files.lock(tmp_path / ".lock")
+        return
+    for _ in range(2):
+        files.lock(tmp_path / ".lock").close()
+        AnswerLog(tmp_path).__exit__(None, None, None)
+    assert capsys.readouterr().out.count(f"the file system of {tmp_path} has no locks") == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.runtime import files, metrics, tfevents
+from mmedexpert_jax.runtime import Run, files, metrics, tfevents
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
@@ -154,6 +154,28 @@ def test_a_tracker_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 1 and "left out from step 1 on" in told[0] and "the service is down" in told[0]
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
+
+
+def test_a_tracker_that_cannot_be_closed_ends_nothing_and_one_that_cannot_begin_is_a_line(
+    tmp_path, monkeypatch, capsys
+):
+    """A node without network, where wandb's upload fails at the end; a machine without a login."""
+
+    def fail(**_):
+        raise ConnectionError("api_key not configured (no-tty)")
+
+    run = SimpleNamespace(log=lambda values, step: None, finish=fail)
+    monkeypatch.setitem(sys.modules, "wandb", module := SimpleNamespace(init=lambda **_: run))
+    with Run.open(tmp_path / "run", {"tracker": "wandb"}) as opened:
+        opened.finish({})
+    assert "the tracker could not be closed: ConnectionError: api_key" in capsys.readouterr().out
+    module.init = fail
+    with Run.open(tmp_path / "run", {"tracker": "wandb"}) as opened:  # which has ended, and asks for no tracker
+        assert opened.done
+    for name, fix in (("wandb", "WANDB_MODE=offline, or leave it out"), ("trackio", "leave it out")):
+        monkeypatch.setitem(sys.modules, name, module)
+        with pytest.raises(ConfigError, match=f"tracker='{name}' cannot begin: .*no-tty.*; .*{fix}"):
+            metrics.Metrics(tmp_path, tracker=name)
 
 
 @pytest.mark.slow  # needs the extra `trackers`

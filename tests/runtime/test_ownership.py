@@ -7,7 +7,7 @@ import pytest
 
 from mmedexpert_jax.errors import ConfigError, UserError
 from mmedexpert_jax.runtime import Run, files
-from mmedexpert_jax.runtime.run import delete_runs
+from mmedexpert_jax.runtime.run import delete_runs, refuse_in_use
 
 CONFIG = {"job": "dsa", "seed": 0, "lr": 1e-3, "steps": 8}
 
@@ -94,6 +94,55 @@ def test_fresh_keeps_what_was_put_beside_a_run_and_inner_runs(tmp_path):
     delete_runs(tmp_path)
     assert contents(tmp_path / "BS") == before
     assert set(contents(tmp_path / "AM")) == {Path("thesis.tex")}
+
+
+OF_THE_RUN = (
+    *("samples/completions/000002.jsonl", "samples/pass_rates.jsonl", "ckpt/3/manifest.json", "ckpt/4.0.tmp/state"),
+    *("plots/reward.png", "tb/events.out.tfevents.1.host.2", "logs/process-1.log", "export/rows/med/a.jsonl"),
+    *("export/summary.json", "export/.model.partial/a", "export/adapter/a", "report.html", "export/model/merges.txt"),
+)
+OF_THE_USER = (
+    *("samples/graded.xlsx", "samples/completions/graded.csv", "ckpt/best/mine.txt", "ckpt/notes.md", "plots/own.svg"),
+    *("logs/slurm-42.out", "export/mine.txt", "export/poster/poster.pdf", "tb/notes.txt", "thesis.tex"),
+)
+
+
+@pytest.mark.parametrize("wipe", [lambda path: Run.open(path, CONFIG, fresh=True).close(), delete_runs])
+def test_what_was_put_into_the_folders_of_a_run_outlives_it(tmp_path, wipe):
+    with Run.open(tmp_path / "run", CONFIG) as run:
+        with files.replacing(run.path / "export" / "adapter") as new:
+            (new / "a").write_text("weights")
+        for name in OF_THE_RUN + OF_THE_USER:
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / name).write_text(name)
+    kept = {Path(name): name.encode() for name in OF_THE_USER}
+    wipe(run.path)
+    left = contents(run.path)
+    assert left | kept == left and not [name for name in OF_THE_RUN if (run.path / name).exists()]
+    assert not (run.path / "export" / "rows").exists()
+
+
+def test_a_file_added_to_an_adapter_is_named_before_anything_is_deleted(tmp_path):
+    with Run.open(tmp_path, CONFIG) as run:
+        run.log(1, {"loss": 1.0})
+        with files.replacing(tmp_path / "export" / "adapter") as new:
+            (new / "a").write_text("weights")
+    (tmp_path / "export" / "adapter" / "NOTES.md").write_text("mine")
+    before = contents(tmp_path)
+    for attempt in (lambda: Run.open(tmp_path, CONFIG, fresh=True), lambda: refuse_in_use(tmp_path)):
+        with pytest.raises(ConfigError, match=r"adapter holds NOTES.md, which was added to it"):
+            attempt()
+    assert contents(tmp_path) == before
+
+
+def test_fresh_empties_a_folder_on_another_disk_and_keeps_the_link(tmp_path):
+    scratch = tmp_path / "scratch"
+    (scratch / "3").mkdir(parents=True)
+    (scratch / "another").write_text("job's")
+    Run.open(tmp_path / "run", CONFIG).close()
+    (tmp_path / "run" / "ckpt").symlink_to(scratch)
+    Run.open(tmp_path / "run", CONFIG, fresh=True).close()
+    assert (tmp_path / "run" / "ckpt").is_symlink() and [path.name for path in scratch.iterdir()] == ["another"]
 
 
 @pytest.mark.parametrize("theirs", THEIRS)
