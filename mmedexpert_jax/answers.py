@@ -186,7 +186,7 @@ _SURE = re.compile(
 _ARTICLE_A = re.compile(
     r"\bA\s+(?!(?:is|are|was|and|or|if|not|but|because|since|as|can|could|may|might|would|also|too|instead)\b)(?=[a-z])"
 )
-_OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
+_OWN_LABEL = re.compile(r"\s*(?:[(（](\w)[)）]|(\w)[.:)．：）、])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 _OPENING_ARTICLE = re.compile(r"(?:^[-*•\s]{0,4}|(?<=[.!?]\s))A\s+(?=[a-z])", re.MULTILINE)  # "A gout is unlikely."
 # Behind a label: "i.e.", and where a name ends, behind a stop that may close a sentence and behind any other mark.

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmedexpert_jax import answers
 from mmedexpert_jax.data import (
     case_rows,
     cells,
@@ -667,3 +668,47 @@ def test_a_cell_of_parquet_that_holds_a_path_alone_is_converted_as_it_is_read(tm
     assert convert_data.convert(tmp_path / "in" / "x.parquet", tmp_path / "out").refused == []
     for place in (tmp_path / "out", tmp_path / "in" / "x.parquet"):
         assert load_cases(place, "train")[0].images[0].picture().size == (9, 8)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "A.肺炎 B.流感 C.气胸",
+        "A.肺炎\nB.流感\nC.气胸",
+        "A、肺炎 B、流感 C、气胸",
+        "A.肺炎；B.流感；C.气胸",
+        "A、肺炎;B、流感;C、气胸",
+        "A．肺炎，B．流感，C．气胸",
+        "（A）肺炎（B）流感（C）气胸".replace("（B", " （B").replace("（C", " （C"),
+        "A:肺炎 B:流感 C:气胸",
+        "A) 肺炎 B) 流感 C) 气胸",
+        ["A、肺炎", "B、流感", "C、气胸"],
+        ["A．肺炎", "B．流感", "C．气胸"],
+        ["（A）肺炎", "（B）流感", "（C）气胸"],
+        ["A：肺炎", "B：流感", "C：气胸"],
+    ],
+)
+def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, cell):
+    asked = "最可能的诊断是什么?"
+    rows = [{"id": "1", "question": asked, "options": cell, "answer": "B"}]
+    rows += [{"id": "2", "problem": asked + cell, "answer": "B"}] if isinstance(cell, str) else []
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out").refused == []
+    for case in load_cases(tmp_path / "out", "train"):
+        assert (case.question, case.options, case.answer) == (asked, ("肺炎", "流感", "气胸"), "B")
+        assert answers.choice("<answer>流感</answer>", case.options) == "B"
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("A. gout B. E. coli C. flu", ["gout", "E. coli", "flu"]),
+        ("A. gout B. C.difficile", ["gout", "C.difficile"]),
+        ("A.D.H.D. ; B.P.D.", ["A.D.H.D.", "B.P.D."]),
+        ("pH 7.1; A.baumannii", ["pH 7.1", "A.baumannii"]),
+        ("A.5 mg B.10 mg", ["5 mg", "10 mg"]),
+        ("(A) gout (B) both (A) & C.flu", ["gout", "both (A) & C.flu"]),
+    ],
+)
+def test_a_name_that_begins_as_a_label_stays(cell, texts):
+    assert cells.items(cell) == texts
