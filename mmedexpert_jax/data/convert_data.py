@@ -24,6 +24,7 @@ from mmedexpert_jax.processing.windows import View
 
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 _OPTION_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD}|{case_rows.ANSWER_WORD})?[_ ]?([a-j])")
+_SAID_COLUMN = re.compile(rf"{case_rows.ANSWER_WORD}|response|答案")  # the answer, in other words
 _NUMBER_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD})[_ ]?(\d{{1,2}})")
 _ANSWER_COLUMN = re.compile(rf"(?:{case_rows.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
 
@@ -105,14 +106,18 @@ def _own_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = {str(key): value for key, value in row.items()}
     for theirs in list(found):
         bare = theirs.lower().strip().replace(" ", "_")
-        ours = MEANT.get(bare, bare if bare in case_rows.KEYS else theirs)
+        said = "answer" if _SAID_COLUMN.fullmatch(bare) else theirs
+        ours = MEANT.get(bare, bare if bare in case_rows.KEYS else said)
         if found.get(ours) in (None, "", [], {}):
             found[ours] = found.pop(theirs)
-    if found.get("question") in (None, ""):
-        named = border.cut(", ".join(map(str, row)))
-        raise DataError(
-            f"key question: missing; the first line of a table names its columns, here {named}; call one question"
-        )
+    for key in ("question", "answer"):
+        if key not in found:  # one that is empty has a line of its own
+            named = border.cut(", ".join(map(str, row)))
+            raise DataError(
+                f"key {key}: missing; the first line of a table names its columns, here {named}; call one {key}"
+            )
+    if isinstance(found.get("history"), list) and found["history"]:
+        raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
     found["options"] = _options(found)
     images = _images(found)
     return found | {"id": str(found.get("id") or f"row-{name}"), "images": images}

@@ -712,3 +712,33 @@ def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, c
 )
 def test_a_name_that_begins_as_a_label_stays(cell, texts):
     assert cells.items(cell) == texts
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"img_name": "a.png", "question": "Which?", "answer": "flu", "answer_type": "OPEN", "qid": 0},
+        {"Figure_path": "a.png", "Question": "Which?", "Answer": "flu", "Choice A": " A:gout", "Choice B": " B:flu"},
+        {"question_id": "x", "question": "Which?", "gt_answer": "flu", "image_path": "a.png"},
+        {"query": "<image>Which?", "response": "flu", "images": ["a.png"]},
+        {"question": "Which?", "Antwort": "flu", "image": "a.png"},
+        {"question": "Which?", "Respuesta": "B", "respuesta A": "gout", "respuesta B": "flu", "image": "a.png"},
+        {"question": "Which?", "答案": "flu", "image": "a.png"},
+    ],
+)
+def test_columns_of_published_sets_and_of_other_languages_are_converted(tmp_path, row):
+    (tmp_path / "a.png").write_bytes(_png())
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    assert convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out").refused == []
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.answer_text, len(case.images)) == ("Which?", "flu", 1)
+
+
+def test_an_answer_under_an_unknown_name_and_turns_beside_a_query_are_refused_with_the_fix(tmp_path):
+    rows = [{"question": "Which?", "Richtige Lösung": "flu"}, {"query": "Q?", "response": "x", "history": [["a", "b"]]}]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    with pytest.raises(DataError, match=r"key answer: missing; .* here question, Richtige Lösung; call one answer"):
+        convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    (tmp_path / "x.jsonl").write_text(json.dumps(rows[1]))
+    with pytest.raises(DataError, match="key history: several turns"):
+        convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
