@@ -573,7 +573,7 @@ def yes_no_key(gold: str) -> str | None:
 
 # Options as they are shown and as files have them.
 
-_OWN_LABEL = re.compile(r"\s*(?:\((\w)\)|(\w)[.:)])\s*")
+_OWN_LABEL = re.compile(r"\s*(?:[(（](\w)[)）]|(\w)[.:)．：）、])\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 
 

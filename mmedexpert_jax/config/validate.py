@@ -387,6 +387,8 @@ def check_model(key: str, path: str) -> None:
             hint = f"; its folders {border.listing(inside, 6)} do: give one"
         if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
             hint = "; transformers' save_pretrained writes weights of another format as safetensors"
+        if experts := [str(place.parent) for place in sorted(folder.glob("*/export"))]:
+            hint = f"; its folders of runs do: {', '.join(experts[:8])}"
         if next(folder.glob("model_world_size_*.pt"), None):
             hint = "; verl's model_merger (python -m verl.model_merger merge) writes them as safetensors"
         raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")

@@ -1,6 +1,7 @@
 """Cases from files, checked row by row; images are opened, not decoded, and only those of the cases that are kept."""
 
 import functools
+import itertools
 import logging
 import os
 from collections import Counter
@@ -82,7 +83,8 @@ def read_cases(
     for file in files:
         for number, row in tables.read(InFolder(file), str(file), ("images", "image")):
             try:
-                case = case_of(row, f"{file}, row {number}", number, file.parent, needs_four)
+                name = tables.row_name(file, number)
+                case = case_of(row, f"{file}, row {number}", name, file.parent, needs_four)
                 if case.id in seen:
                     raise DataError(f"{file}, row {number}: id {case.id!r} stands twice; ids must be unique")
             except DataError as error:
@@ -123,6 +125,8 @@ def find(path: str | Path, split: str) -> list[Path]:
     else:
         root = EMBEDDED if str(path) == "mini" else border.existing(Path(path).expanduser())
     if root.is_file():
+        if note := lone_part(root):
+            _tell("%s: %s", root, note)
         return [root]
     files = files_of(root, split)
     made = [file for file in files if file.suffix.lower() in (".parquet", ".jsonl")]  # perhaps of the others
@@ -145,7 +149,14 @@ def find(path: str | Path, split: str) -> list[Path]:
         if split == "train"
         else f"add {split}.jsonl, or name one of these as the split to evaluate on"
     )
-    raise DataError(f"{root} has no split {split!r}; it holds {there}; {fix}")
+    raise DataError(f"{root} has no split {split!r}; it holds {there}; {of_arrow(root) or fix}")
+
+
+def of_arrow(root: Path) -> str:
+    """The fix for a folder of datasets' `save_to_disk`; "" of any other."""
+    if next(itertools.chain(root.glob("*.arrow"), root.glob("*/*.arrow")), None) is None:
+        return ""
+    return "write its *.arrow as Parquet, each split by datasets.load_from_disk(...).to_parquet('train.parquet')"
 
 
 def files_of(root: Path, split: str) -> list[Path]:
@@ -164,6 +175,31 @@ def files_of(root: Path, split: str) -> list[Path]:
         if parts:
             return parts
     return []
+
+
+def lone_part(file: Path) -> str:
+    """A line about a file that is one part of a table; "" of a whole one."""
+    _, count, _ = tables.part_of(file)
+    return f"one of {count} parts of its table, read alone; give the folder for all" if count > 1 else ""
+
+
+def tables_in(root: Path, split: str) -> list[Path]:
+    """The files of the one table of a folder, or of that which has the split's name; none where it has no table.
+
+    Raises:
+        DataError: several tables, parts are missing, or it is of datasets' `save_to_disk`.
+    """
+    if fix := of_arrow(root):
+        raise DataError(f"{root} holds no table; {fix}")
+    there = sorted(file for folder in (root, root / "data") for file in folder.glob("*") if file.is_file())
+    found = [file for file in there if file.suffix.lower() in tables.SUFFIXES]
+    found = [file for file in found if tables.part_of(file)[0].lower() == split] or found
+    if len({tables.part_of(file)[0] for file in found}) == 1:
+        tables.refuse_gaps(str(root), (file.name for file in found))
+    if found and len(found) != tables.part_of(found[0])[1]:
+        named = border.cut(", ".join(str(file.relative_to(root)) for file in found), 200)
+        raise DataError(f"{root} holds several tables ({named}); give one of them")
+    return found
 
 
 @functools.cache  # a job asks for its splits several times

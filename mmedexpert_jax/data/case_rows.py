@@ -90,13 +90,13 @@ _TAG = re.compile(r"<\s*+(?:/\s*+)?(?:think|answer)\s*+>", re.IGNORECASE)
 TEXTS = f"give a list of 2 to {len(LETTERS)} texts (`mmedexpert convert-data` makes one of columns or of a text)"
 
 
-def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path, needs_four: bool = False) -> Case:
+def case_of(row: Mapping[str, Any] | str, where: str, name: int | str, folder: Path, needs_four: bool = False) -> Case:
     """The case in a row, its images not opened yet.
 
     Args:
         row: of the schema KEYS or of one of `forms.FORMS`; a text is the reason why the row cannot be read.
         where: file and row, for errors and names of images.
-        number: of the row, which makes the id of a foreign form's that has none.
+        name: of the row, such as its number, which makes the id of a foreign form's that has none.
         folder: of its images.
         needs_four: refuse a specialty that is none of SPECIALTIES.
 
@@ -106,7 +106,7 @@ def case_of(row: Mapping[str, Any] | str, where: str, number: int, folder: Path,
     if isinstance(row, str):
         raise DataError(f"{where}: {row}")
     try:
-        return _case(forms.ours(row, number) if forms.form(row) else row, where, folder, needs_four)
+        return _case(forms.ours(row, name) if forms.form(row) else row, where, folder, needs_four)
     except DataError as error:
         raise DataError(f"{where}, {error}") from None
 
@@ -178,7 +178,8 @@ def _refuse_near(row: Mapping[str, Any]) -> None:
         lost = left_out(key, row[key], row.get("images"))
         if lost or (meant and row.get(meant) in (None, "", [])):
             name = "images" if lost else meant
-            raise DataError(f"key {named}: not a key of a row; call it {name}")
+            fix = " (`mmedexpert convert-data` does)" if str(key).lower() in ALIASES else ""
+            raise DataError(f"key {named}: not a key of a row; call it {name}{fix}")
         if any(map(_VIDEO.match, texts)):
             raise DataError(f"key {named}: videos are not read; give frames of it as images")
 

@@ -14,6 +14,10 @@ IMAGE_FILE = re.compile(r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|dicom|nii(?:\.gz
 LABELS = ("label", "letter", "key", "id")  # of an option that is an object
 TEXTS = ("text", "content", "value", "option")
 _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writes it
+# labels of options in a line: with a blank behind them, and as Chinese has them, which is looked for where these are
+# not, since "C.difficile" is a name
+_SPACED = r"(?:\({0}\)|{0}[.):](?=\s))"
+_GLUED = r"(?:[(（]{0}[)）]|{0}[.):．：）、](?![A-Z]\.))"
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 
 
@@ -73,12 +77,14 @@ def _first(option: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def labelled(text: str) -> list[str]:
-    """The texts of "A. one B. two" or "(A) one (B) two"; none where it does not begin with A."""
-    return bracketed(re.sub(r"(?m)(^|\s)([A-J])[.):](?=\s)", r"\1(\2)", text))[1]
+    """The texts of "A. one B. two", "(A) one (B) two" or "A.one B.two"; none where it does not begin with A."""
+    texts = bracketed(text, _SPACED)[1]
+    return texts if len(texts) > 1 else bracketed(text, _GLUED)[1]
 
 
-def bracketed(text: str) -> tuple[list[str], list[str]]:
-    """Letters and texts of "(A) one (B) two (C) both (A) & (B)"; empty where it does not begin with "(A)".
+def bracketed(text: str, label: str = r"\({}\)") -> tuple[list[str], list[str]]:
+    """Letters and texts of "(A) one (B) two (C) both (A) & (B)"; empty where it does not begin with "(A)". `label` is
+    another form of a label, with {} for its letter.
 
     Each letter is looked for behind the one before it, at the start of a line if it stands there: a letter inside an
     option, as in "both (A) & (C)", begins none.
@@ -86,8 +92,9 @@ def bracketed(text: str) -> tuple[list[str], list[str]]:
     marks: list[re.Match] = []
     for letter in LETTERS:
         start = marks[-1].end() if marks else 0
-        at_line = re.compile(rf"^\s*\({letter}\)\s*", re.M).search(text, start)
-        found = at_line or re.compile(rf"(?:^|\s)\({letter}\)\s*").search(text, start)
+        mark = label.format(letter)
+        at_line = re.compile(rf"^\s*{mark}\s*", re.M).search(text, start)
+        found = at_line or re.compile(rf"(?:^|[\s;；，]){mark}\s*").search(text, start)
         if found is None or (not marks and text[: found.start()].strip()):
             break
         marks.append(found)

@@ -60,12 +60,15 @@ def check(path: str | Path) -> list[Checked]:
     if not splits and not root.exists():
         raise DataError(f"no such file or folder: {root}; give the folder of the set, or one of its files")
     if not splits:
-        raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; see docs/own.md")
+        fix = case_files.of_arrow(root) or "see docs/own.md"
+        raise DataError(f"{root} holds no train, dev or test as {', '.join(tables.SUFFIXES)}; {fix}")
     seen: dict[str, str] = {}
     found = []
     for files in splits:
         ids: set[str] = set()
         found += [_check(file, files[0].name, ids, seen) for file in files]
+    if root.is_file() and (note := case_files.lone_part(root)):
+        found[0].notes.append(note)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from mmedexpert_jax import answers, border
-from mmedexpert_jax.data import case_rows, cells, forms, tables
+from mmedexpert_jax.data import case_files, case_rows, cells, forms, tables
 from mmedexpert_jax.data.answer_letters import MEANT, with_letters
 from mmedexpert_jax.data.case import LETTERS, SPLITS
 from mmedexpert_jax.data.places import InFolder
@@ -24,6 +24,7 @@ from mmedexpert_jax.processing.windows import View
 
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 _OPTION_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD}|{case_rows.ANSWER_WORD})?[_ ]?([a-j])")
+_SAID_COLUMN = re.compile(rf"{case_rows.ANSWER_WORD}|response|答案")  # the answer, in other words
 _NUMBER_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD})[_ ]?(\d{{1,2}})")
 _ANSWER_COLUMN = re.compile(rf"(?:{case_rows.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
 
@@ -42,8 +43,9 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
     """Rows of another form, or a folder of DICOM or image files, as `<folder>/<split>.jsonl`.
 
     Args:
-        source: a table (JSON Lines, JSON, CSV, TSV, Parquet) with rows of `forms.FORMS` or of our own keys; or a folder
-            in which each file, or each folder with one DICOM series, becomes a case without question and answer.
+        source: a table (JSON Lines, JSON, CSV, TSV, Parquet) with rows of `forms.FORMS` or of our own keys; a folder
+            in which each file, or each folder with one DICOM series, becomes a case without question and answer; or
+            one without any that holds such a table, whole or in parts, there or in `data/`.
         folder: where the rows and the images that stood inside the table are written; other images stay where they are
             and are named by their paths from there.
         split: train, dev or test, the name of the file.
@@ -60,10 +62,12 @@ def convert(source: str | Path, folder: str | Path, split: str = "train") -> Con
         raise ConfigError(f"{made.file} exists; give another folder or split")
     if not source.exists():
         raise DataError(f"no such file or folder to convert: {source}")
-    if source.is_dir():
-        rows = list(_from_folder(source, root, made))
-    else:
-        rows, refused = with_letters(list(_from_table(source, root, made)), source)
+    rows = list(_from_folder(source, root, made)) if source.is_dir() else []
+    if not rows:
+        files = case_files.tables_in(source, split) if source.is_dir() else [source]
+        made.notes = [f"{source}: {note}" for note in [case_files.lone_part(source)] if note]
+        found = [row for file in files for row in _from_table(file, root, made)]
+        rows, refused = with_letters(found, source)
         made.refused += refused
         rows = _checked(rows, source, made)
     if not rows:
@@ -81,11 +85,12 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
         try:
             if isinstance(row, str):
                 raise DataError(row)
-            found = forms.ours(row, number) if forms.form(row) else _own_row(row, number)
+            name = tables.row_name(source, number)
+            found = forms.ours(row, name) if forms.form(row) else _own_row(row, name)
             for key in found.keys() - case_rows.KEYS.keys() - case_rows.PROVENANCE:  # its bytes would be lost
                 if case_rows.left_out(key, found[key], found["images"]):
                     raise DataError(f"key {border.cut(key)}: not a key of a row; call it images")
-            names = (f"{made.file.stem}-{number}-{n}" for n in itertools.count(1))
+            names = (f"{made.file.stem}-{name}-{n}" for n in itertools.count(1))
             images = [_placed(*pair, source, root) for pair in zip(found["images"], names, strict=False)]
         except DataError as error:
             made.refused.append(f"{source}, row {number}: {error}")
@@ -95,23 +100,27 @@ def _from_table(source: Path, root: Path, made: Converted) -> Iterator[dict[str,
         yield kept | ({"images": images} if images else {})
 
 
-def _own_row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _own_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A row of our own keys as a table of cells has them: options in columns A, B, ... (opa, option_a, ...), as an
     object by letter, or separated by semicolons. Raises DataError where no column is the question."""
     found = {str(key): value for key, value in row.items()}
     for theirs in list(found):
-        name = theirs.lower().strip().replace(" ", "_")
-        ours = MEANT.get(name, name if name in case_rows.KEYS else theirs)
+        bare = theirs.lower().strip().replace(" ", "_")
+        said = "answer" if _SAID_COLUMN.fullmatch(bare) else theirs
+        ours = MEANT.get(bare, bare if bare in case_rows.KEYS else said)
         if found.get(ours) in (None, "", [], {}):
             found[ours] = found.pop(theirs)
-    if found.get("question") in (None, ""):
-        named = border.cut(", ".join(map(str, row)))
-        raise DataError(
-            f"key question: missing; the first line of a table names its columns, here {named}; call one question"
-        )
+    for key in ("question", "answer"):
+        if key not in found:  # one that is empty has a line of its own
+            named = border.cut(", ".join(map(str, row)))
+            raise DataError(
+                f"key {key}: missing; the first line of a table names its columns, here {named}; call one {key}"
+            )
+    if isinstance(found.get("history"), list) and found["history"]:
+        raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
     found["options"] = _options(found)
     images = _images(found)
-    return found | {"id": str(found.get("id") or f"row-{number}"), "images": images}
+    return found | {"id": str(found.get("id") or f"row-{name}"), "images": images}
 
 
 def _options(found: dict[str, Any]) -> Any:
@@ -211,7 +220,12 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
         if ADDRESS.match(image) or Path(image).is_absolute() or re.match(r"~|[A-Za-z]:[\\/]", image):
             return image  # a home folder or a drive is the same from any folder
         return os.path.relpath(source.parent / image, root)
-    content = image() if callable(image) else image
+    try:
+        content = image() if callable(image) else image
+    except DataError:
+        if not getattr(image, "path", ""):
+            raise
+        return _placed(image.path, name, source, root)  # a cell of Parquet that holds a path alone
     if isinstance(content, Mapping):
         content = content["bytes"]
     if not isinstance(content, bytes):

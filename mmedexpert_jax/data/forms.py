@@ -41,12 +41,12 @@ def form(row: Mapping[str, Any]) -> str:
     return "" if "question" in row else next((name for name in FORMS if row.get(name)), "")
 
 
-def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+def ours(row: Mapping[str, Any], name: int | str) -> dict[str, Any]:
     """A row of a foreign form as one of the documented schema (docs/own.md).
 
     Args:
         row: of one of FORMS.
-        number: of the row, which makes its id where it has none.
+        name: of the row, such as its number, which makes its id where it has none.
 
     Raises:
         DataError: a key of another type than its form has, several turns, no answer; the place is left to the caller.
@@ -97,7 +97,7 @@ def ours(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         short, trace = last_line(short, trace)
 
     made = {
-        "id": f"row-{number}" if row.get("id") in (None, "") else str(row["id"]),
+        "id": f"row-{name}" if row.get("id") in (None, "") else str(row["id"]),
         "question": question,
         "options": options or given or [],
         "answer": letter or short,

@@ -77,6 +77,20 @@ def refuse_gaps(place: str, names: Iterable[str]) -> None:
             raise DataError(f"{place}: {start}-{lacking[0]:05d}-of-{count} is not there; fetch all {int(count)} parts")
 
 
+def part_of(file: Path) -> tuple[str, int, str]:
+    """Of a table's file the table's name, how many parts it is in, and the number of this one as its name writes it;
+    1 and "" of one that is whole."""
+    part = PART.fullmatch(file.name)
+    if part is None:
+        return file.stem, 1, ""
+    return part[1], int(part[3]), part[2] * (int(part[3]) > 1)
+
+
+def row_name(file: Path, number: int) -> str:
+    """A name for a row without an id of its own: its number in its file, behind that of its part of a table."""
+    return "-".join(filter(None, (part_of(file)[2], str(number))))
+
+
 def by_numbers(name: str) -> list[str | int]:
     """A key that sorts names by their numbers: 2 before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -97,6 +97,11 @@ def test_each_set_of_medevalkit_is_here_or_the_page_says_why_not(name):
         (("medxpertqa",), ConfigError, "no benchmark 'medxpertqa'; did you mean medxpertqa_"),
         (("pmc_vqa", ""), ConfigError, "pmc_vqa needs a source: a directory or zip with test_2.csv"),
         (("pmc_vqa", "/no/such"), DataError, "no such directory or zip: /no/such; give one with test_2.csv"),
+        (
+            ("slake:zh", "/tmp"),
+            ConfigError,
+            "slake:zh is an entry; give slake, and subset and split by name, or `load_e",
+        ),
         (("none.py", ""), ConfigError, "no such benchmark file: none.py"),
         (
             ("/tmp",),

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmedexpert_jax import answers
 from mmedexpert_jax.data import (
     case_rows,
     cells,
@@ -72,7 +73,7 @@ def test_all_faults_of_a_set_come_at_once_with_counts(tmp_path):
     lines = "\n".join(train.lines())
     assert "1 cases good, 10 rows with faults" in lines
     assert "2 x key answer: ... is not among A, B (rows 2, 3)" in lines and "no such file (rows 4, 5)" in lines
-    assert "call it images (row 7)" in lines and "key messages" in lines
+    assert "call it images (`mmedexpert convert-data` does) (row 7)" in lines and "key messages" in lines
     assert test.good == 0 and "the same stands in train.jsonl" in test.lines()[1]
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no train, dev or test"):
@@ -596,3 +597,148 @@ def test_commands_quote_a_folder_with_blanks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     new_data.write_example("neu x")
     assert "`mmedexpert check-data 'neu x'`" in (tmp_path / "neu x" / "README.md").read_text()
+
+
+def _parts(folder, rows, start="train"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist(row), folder / f"{start}-{part:05}-of-{len(rows):05}.parquet")
+
+
+@pytest.mark.parametrize("form", ["problem", "question"])
+@pytest.mark.parametrize("start", ["train", "validation"])
+def test_a_table_in_parts_whose_rows_have_no_id_is_one(tmp_path, form, start, caplog):
+    images = [_png(seed) for seed in range(4)]
+    image = [{"bytes": png, "path": None} for png in images]
+    rows = [{form: f"Is it {n}?", "answer": str(n), "image": one} for n, one in enumerate(image)]
+    _parts(tmp_path / "in" / "data", [rows[:2], rows[2:]], start)
+    made = convert_data.convert(tmp_path / "in", tmp_path / "out")
+    assert (made.rows, made.refused, made.notes) == (4, [], [])
+    read = [load_cases(tmp_path / "out", "train")]
+    if (form, start) == ("problem", "train"):
+        read.append(load_cases(tmp_path / "in", "train"))
+        assert [(one.good, dict(one.faults)) for one in check_data.check(tmp_path / "in")] == [(2, {})] * 2
+    for cases in read:
+        assert [case.answer for case in cases] == list("0123") and len({case.id for case in cases}) == 4
+        shown = [np.asarray(case.images[0].picture()) for case in cases]
+        expected = [np.asarray(Image.open(io.BytesIO(png))) for png in images]
+        assert all(map(np.array_equal, shown, expected))
+    assert not caplog.messages
+    lone = tmp_path / "in" / "data" / f"{start}-00001-of-00002.parquet"
+    if form == "problem":
+        assert len(load_cases(lone, "train")) == 2
+        assert caplog.messages == [f"{lone}: one of 2 parts of its table, read alone; give the folder for all"]
+        assert "one of 2 parts" in check_data.check(lone)[0].lines()[-1]
+    assert "one of 2 parts" in convert_data.convert(lone, tmp_path / "half").notes[0]
+    lone.unlink()
+    with pytest.raises(DataError, match="00001-of-00002 is not there; fetch all 2 parts"):
+        convert_data.convert(tmp_path / "in", tmp_path / "out", "dev")
+
+
+def test_a_folder_that_cannot_be_converted_says_why(tmp_path):
+    rows = [{"question": "Which?", "answer": "flu", "image": {"bytes": _png(), "path": None}}]
+    for start in ("validation", "holdout"):
+        _parts(tmp_path / "in", [rows], start)
+    with pytest.raises(DataError, match=r"holds several tables \(holdout-0.*quet, validation-0.*\); give one of them"):
+        convert_data.convert(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DataError, match=r"key image: not a key of a row; call it images .*convert-data"):
+        load_cases(tmp_path / "in" / "holdout-00000-of-00001.parquet", "train")
+    (tmp_path / "in" / "validation-00000-of-00001.parquet").rename(tmp_path / "in" / "Train.parquet")
+    assert convert_data.convert(tmp_path / "in", tmp_path / "out").rows == 1
+    (tmp_path / "disk" / "train").mkdir(parents=True)
+    (tmp_path / "disk" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (tmp_path / "disk" / "train" / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff")
+    for read in (
+        lambda: load_cases(tmp_path / "disk", "train"),
+        lambda: check_data.check(tmp_path / "disk"),
+        lambda: convert_data.convert(tmp_path / "disk", tmp_path / "new"),
+    ):
+        with pytest.raises(DataError, match=r"load_from_disk\(.*\)\.to_parquet\('train.parquet'\)"):
+            read()
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_a_cell_of_parquet_that_holds_a_path_alone_is_converted_as_it_is_read(tmp_path, key):
+    (tmp_path / "in" / "img").mkdir(parents=True)
+    (tmp_path / "in" / "img" / "a.png").write_bytes(_png())
+    image = {"bytes": None, "path": "img/a.png"}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([image], kind) if key == "image" else pa.array([[image]], pa.list_(kind))
+    pq.write_table(pa.table({"problem": ["Which?"], "answer": ["flu"], key: column}), tmp_path / "in" / "x.parquet")
+    assert convert_data.convert(tmp_path / "in" / "x.parquet", tmp_path / "out").refused == []
+    for place in (tmp_path / "out", tmp_path / "in" / "x.parquet"):
+        assert load_cases(place, "train")[0].images[0].picture().size == (9, 8)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "A.肺炎 B.流感 C.气胸",
+        "A.肺炎\nB.流感\nC.气胸",
+        "A、肺炎 B、流感 C、气胸",
+        "A.肺炎；B.流感；C.气胸",
+        "A、肺炎;B、流感;C、气胸",
+        "A．肺炎，B．流感，C．气胸",
+        "（A）肺炎（B）流感（C）气胸".replace("（B", " （B").replace("（C", " （C"),
+        "A:肺炎 B:流感 C:气胸",
+        "A) 肺炎 B) 流感 C) 气胸",
+        ["A、肺炎", "B、流感", "C、气胸"],
+        ["A．肺炎", "B．流感", "C．气胸"],
+        ["（A）肺炎", "（B）流感", "（C）气胸"],
+        ["A：肺炎", "B：流感", "C：气胸"],
+    ],
+)
+def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, cell):
+    asked = "最可能的诊断是什么?"
+    rows = [{"id": "1", "question": asked, "options": cell, "answer": "B"}]
+    rows += [{"id": "2", "problem": asked + cell, "answer": "B"}] if isinstance(cell, str) else []
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out").refused == []
+    for case in load_cases(tmp_path / "out", "train"):
+        assert (case.question, case.options, case.answer) == (asked, ("肺炎", "流感", "气胸"), "B")
+        assert answers.choice("<answer>流感</answer>", case.options) == "B"
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("A. gout B. E. coli C. flu", ["gout", "E. coli", "flu"]),
+        ("A. gout B. C.difficile", ["gout", "C.difficile"]),
+        ("A.D.H.D. ; B.P.D.", ["A.D.H.D.", "B.P.D."]),
+        ("pH 7.1; A.baumannii", ["pH 7.1", "A.baumannii"]),
+        ("A.5 mg B.10 mg", ["5 mg", "10 mg"]),
+        ("(A) gout (B) both (A) & C.flu", ["gout", "both (A) & C.flu"]),
+    ],
+)
+def test_a_name_that_begins_as_a_label_stays(cell, texts):
+    assert cells.items(cell) == texts
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"img_name": "a.png", "question": "Which?", "answer": "flu", "answer_type": "OPEN", "qid": 0},
+        {"Figure_path": "a.png", "Question": "Which?", "Answer": "flu", "Choice A": " A:gout", "Choice B": " B:flu"},
+        {"question_id": "x", "question": "Which?", "gt_answer": "flu", "image_path": "a.png"},
+        {"query": "<image>Which?", "response": "flu", "images": ["a.png"]},
+        {"question": "Which?", "Antwort": "flu", "image": "a.png"},
+        {"question": "Which?", "Respuesta": "B", "respuesta A": "gout", "respuesta B": "flu", "image": "a.png"},
+        {"question": "Which?", "答案": "flu", "image": "a.png"},
+    ],
+)
+def test_columns_of_published_sets_and_of_other_languages_are_converted(tmp_path, row):
+    (tmp_path / "a.png").write_bytes(_png())
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    assert convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out").refused == []
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.answer_text, len(case.images)) == ("Which?", "flu", 1)
+
+
+def test_an_answer_under_an_unknown_name_and_turns_beside_a_query_are_refused_with_the_fix(tmp_path):
+    rows = [{"question": "Which?", "Richtige Lösung": "flu"}, {"query": "Q?", "response": "x", "history": [["a", "b"]]}]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    with pytest.raises(DataError, match=r"key answer: missing; .* here question, Richtige Lösung; call one answer"):
+        convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
+    (tmp_path / "x.jsonl").write_text(json.dumps(rows[1]))
+    with pytest.raises(DataError, match="key history: several turns"):
+        convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")

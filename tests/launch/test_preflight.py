@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mmedexpert_jax.config.validate import check_model
 from mmedexpert_jax.data.case import SPECIALTIES
+from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import console, load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import beyond_positions
@@ -380,3 +382,10 @@ def test_the_plan_of_a_run_that_is_over_says_so(tmp_path, capsys):
     assert "is finished: nothing is left" in out and "time  " not in out and "it starts" not in out
     assert main([*command, "--config.plan=True", "--config.steps=5"]) == 0
     assert "60.0 minutes left of 5 steps, about 3.00 dollars" in capsys.readouterr().out
+
+
+def test_a_folder_of_experts_names_them(tmp_path):
+    for name in ("AM", "CSI"):
+        (tmp_path / name / "export" / "model").mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"its folders of runs do: {tmp_path}/AM, {tmp_path}/CSI$"):
+        check_model("model.path", str(tmp_path))

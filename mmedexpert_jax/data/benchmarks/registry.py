@@ -50,6 +50,8 @@ def spec(name: str) -> Spec:
         raise ConfigError(
             f"{name} is a path; say what it holds: NAME={name}, of one's own cases mmedexpert_mini={name}"
         )
+    if name not in _SPECS and (known := entry_parts(name)[0]) in _SPECS:
+        raise ConfigError(f"{name} is an entry; give {known}, and subset and split by name, or `load_entry` of it")
     if name not in _SPECS:
         close = difflib.get_close_matches(name, _SPECS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
