@@ -201,6 +201,11 @@ def _check_training(prefix: str, stage: ConfigDict, before: Mapping[str, Any]) -
             f"config.{prefix}warmup_ratio={stage.warmup_ratio:g} says nothing beside warmup_steps="
             f"{stage.warmup_steps}; set one of them to 0, warmup_steps to use the ratio"
         )
+    if stage.eval.split == "train" and stage.eval.every >= 0 and before.get(f"{prefix}eval.split") != "train":
+        raise ConfigError(
+            f"config.{prefix}eval.split=train are the cases that are trained on, and no held-out ones; choose dev or "
+            f"test, or set --config.{prefix}eval.every=-1"
+        )
     for name in ("best", "patience"):
         if stage.eval.every <= 0 and stage.eval[name]:
             made = "none" if stage.eval.every < 0 else "one at the end alone"

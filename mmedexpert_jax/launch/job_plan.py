@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import border
 from mmedexpert_jax.config.fields import named_path
-from mmedexpert_jax.config.job_config import fields, read_config
+from mmedexpert_jax.config.job_config import fields, given, read_config
 from mmedexpert_jax.config.presets import SHARED
 from mmedexpert_jax.config.validate import REMOTE_MODEL, parts_of
 from mmedexpert_jax.data import SPECIALTIES, benchmarks, load_cases
@@ -41,7 +41,7 @@ def describe(config: ConfigDict) -> str:
 
         *lines, last = dataset_plan.describe(config).splitlines()
         return "\n".join([*lines, *_needed(config, {"train": Counter()}), last])
-    given = config
+    asked_for = config
     if config.get("mergekit"):
         config = _as_its_file_says(config)
     run = Path(config.workdir)
@@ -72,7 +72,7 @@ def describe(config: ConfigDict) -> str:
 
         lines += contamination_job.describe(config)
     lines += [f"workdir  {run}: {state}", *([] if ended else _hours(config, counts, asked))]
-    lines += [*_advice(config, counts), *_changed_fields(given)]
+    lines += [*_advice(config, counts), *_changed_fields(asked_for)]
     start = "" if ended else "without plan it starts; "
     return "\n".join([*lines, f"nothing was run; {start}fields: mmedexpert {config.job} --help"])
 
@@ -201,7 +201,7 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
     from mmedexpert_jax.plan.budget import training_steps
     from mmedexpert_jax.train.optimizer import unreached
 
-    yield from (f"note     {line}" for line in beyond_positions(config))
+    yield from (f"note     {line}" for line in [*beyond_positions(config), *overruled(config)])
     train = counts.get("train")
     kinds = {"": config} if config.job in ("dsa", "gba") else {}
     if config.job in STAGED:
@@ -219,6 +219,15 @@ def _advice(config: ConfigDict, counts: Mapping[str, Counter | str]) -> Iterator
         updates = min(steps) * stage.get("inner_epochs", 1) * stage.get("minibatches", 1)
         if sentence := unreached(stage, updates):
             yield f"note     {prefix}{sentence}"
+
+
+def overruled(config: ConfigDict) -> Iterator[str]:
+    """A sentence for each `epochs` that was set beside steps, which overrule them."""
+    found = fields(config)
+    for key in (key for key in given(config) if re.fullmatch(r"(.+\.)?epochs", key)):
+        name = f"{key[:-6]}steps"
+        if steps := found[name][2]:
+            yield f"{key}={found[key][2]:g} says nothing beside {name}={steps}; {name}=0 counts epochs"
 
 
 def beyond_positions(config: ConfigDict) -> Iterator[str]:

@@ -28,6 +28,7 @@ from mmedexpert_jax.launch.job_plan import (
     check_memory,
     check_models,
     describe,
+    overruled,
     preflight,
 )
 from mmedexpert_jax.launch.output import say
@@ -127,7 +128,7 @@ def _carry_out(config: ConfigDict) -> None:
     from mmedexpert_jax.launch.closing import closing
     from mmedexpert_jax.runtime.progress import COMPILING
 
-    for line in beyond_positions(config):
+    for line in (*beyond_positions(config), *overruled(config)):
         _say(f"hint: {line}")
     before = COMPILING.seconds  # of jobs that the same process ran earlier
     _say(closing(config, before) if run_job(config) else "--config.fresh=True starts over")

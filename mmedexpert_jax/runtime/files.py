@@ -73,6 +73,12 @@ def mark(folder: Path, kind: str, **facts: Any) -> None:
     write_json(folder / MARKER, {"kind": kind, **facts})
 
 
+def is_whole(folder: Path) -> bool:
+    """True for a folder that has all files that its marker lists, of an earlier version without one for any folder."""
+    listed = owner(folder).get("files")
+    return folder.is_dir() and all((folder / str(name)).exists() for name in listed or ())
+
+
 def claim(folder: Path) -> None:
     """Raises ConfigError where a folder may not be replaced: it, or a file in it, was not made by this package.
 

@@ -458,13 +458,15 @@ def _named(config: dict) -> set[str]:
 def _grown(path: Path, config: dict) -> bool:
     """True where a run is to go on further than it was to, or to an end that is known only later (0), or with another
     patience; or to export once more what its checkpoints hold."""
-    drift = _drift(saved_config(path), config)
-    pairs = (pair for key, pair in drift.items() if _resumes(key, config) == "grows")
+    drift, flat = _drift(saved_config(path), config), dict(flatten(config))
+    overruled = {key for key in drift if re.fullmatch(r"(.+\.)?epochs", key) and flat.get(f"{key[:-6]}steps")}
+    pairs = (pair for key, pair in drift.items() if _resumes(key, config) == "grows" and key not in overruled)
     status = files.json_or_none(path / "STATUS.json") or {}
     early = "eval.patience" in drift and not 0 < (config.get("steps") or 0) <= status.get("step", 0)
-    made = "export" in (status.get("summary") or {}) and any(path.glob("ckpt/*/manifest.json"))
-    lost = made and not (path / "export").exists()
-    return lost or early or any(_allowed("grows", *pair) or 0 in pair for pair in pairs)
+    export = (status.get("summary") or {}).get("export")
+    place = path / "export" / Path(str(export)).name  # the folder of the run may have been renamed
+    lost = export and not files.is_whole(place) and any(path.glob("ckpt/*/manifest.json"))
+    return bool(lost) or early or any(_allowed("grows", *pair) or 0 in pair for pair in pairs)
 
 
 def _goes_back(path: Path, config: dict, status: dict) -> bool:

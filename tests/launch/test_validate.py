@@ -59,6 +59,8 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("ask", "model.base=/nowhere", "give it as --config.model.path, or leave it out"),
         ("gba", "eval.best=True eval.every=8", "config.eval.best chooses by the test split"),
         ("pipeline", "dsa.eval.patience=2 dsa.eval.every=8", "choose on dev: --config.dsa.eval.split=dev"),
+        ("gba", "eval.split=train", "config.eval.split=train are the cases that are trained on, and no held-out ones"),
+        ("pipeline", "dsa.eval.split=train dsa.eval.every=8", "choose dev or test, or set --config.dsa.eval.every=-1"),
         ("gba", "trainable=full lora.alpha=8", "config.lora.alpha=8 says nothing beside trainable=full; leave one"),
         ("gba", "ref_mixup=0.6", "config.ref_mixup=0.6 says nothing without ref_every; set --config.ref_every"),
         ("gba", "perception_mask=0.3", "config.perception_mask=0.3 says nothing without perception"),
@@ -266,3 +268,14 @@ def test_a_run_that_began_with_a_field_that_says_nothing_goes_on_with_it(spec, f
     validate(load_config(spec, fields | {"workdir": "run"}))
     with pytest.raises(ConfigError, match=re.escape(words)):
         validate(load_config(spec, fields | {"workdir": "run", "fresh": True}))
+
+
+def test_epochs_beside_steps_are_named(capsys, tmp_path):
+    """docs/dsa.md: `steps` overrules them."""
+    for job, fields, words in (
+        ("gba", ["epochs=3"], "epochs=3 says nothing beside steps=48; steps=0 counts epochs"),
+        ("gba", ["epochs=3", "steps=0"], ""),
+    ):
+        arguments = [f"--config.{field}" for field in (*fields, f"workdir={tmp_path / 'run'}", "plan=True")]
+        assert main([f"--config=configs/{job}.py", *arguments]) == 0
+        assert ("says nothing beside" in (out := capsys.readouterr().out)) == bool(words) and words in out

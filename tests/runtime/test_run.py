@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmedexpert_jax.errors import ConfigError, Interrupted, ResourceError
-from mmedexpert_jax.runtime import Run, metrics, processes, signals
+from mmedexpert_jax.runtime import Run, files, metrics, processes, signals
 from mmedexpert_jax.runtime.run import refuse_folder
 from mmedexpert_jax.runtime.signals import SIGNALS
 
@@ -382,16 +383,31 @@ def test_a_run_from_before_a_field_came_goes_on_under_its_default(tmp_path, job,
         Run.open(tmp_path, config(changed))
 
 
-def test_a_finished_run_exports_again_what_is_gone(tmp_path):
-    with Run.open(tmp_path, CONFIG) as run:
-        (tmp_path / "export").mkdir()
+@pytest.mark.parametrize("gone", ["export", "export/adapter", "export/adapter/adapter_model.safetensors"])
+def test_a_finished_run_exports_again_what_is_gone(tmp_path, gone):
+    with Run.open(tmp_path / "first", CONFIG) as run:
+        with files.replacing(run.path / "export" / "adapter") as new:
+            for name in ("adapter_model.safetensors", "adapter_config.json"):
+                (new / name).touch()
         run.checkpoints.save(8, {"a": np.ones(2)})
-        run.finish({"export": str(tmp_path / "export")})
-    with Run.open(tmp_path, CONFIG) as run:
+        run.finish({"export": str(run.path / "export" / "adapter")})
+    (tmp_path / "first").rename(tmp_path / "run")
+    with Run.open(tmp_path / "run", CONFIG) as run:
         assert run.done
-    (tmp_path / "export").rmdir()
-    with Run.open(tmp_path, CONFIG) as run:
+    place = tmp_path / "run" / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with Run.open(tmp_path / "run", CONFIG) as run:
         assert not run.done and run.last_checkpoint() == 8
+
+
+def test_epochs_that_steps_overrule_finish_no_run_anew(tmp_path):
+    """docs/dsa.md: `steps` overrules them."""
+    for steps, done in ((8, True), (0, False)):
+        config = CONFIG | {"steps": steps, "epochs": 1.0}
+        with Run.open(tmp_path / str(steps), config) as run:
+            run.finish({})
+        with Run.open(tmp_path / str(steps), config | {"epochs": 7.0}) as run:
+            assert run.done == done
 
 
 def test_a_branch_is_a_run_of_its_own_for_trackers(tmp_path):
