@@ -106,7 +106,8 @@ _PHRASES = [pattern for words in _LANGUAGES.values() for pattern in _phrases(wor
 
 def unstopped(text: str) -> str | None:
     """The "yes" or "no" that a text opens with, or in some languages ends in, in words that need no stop as they can
-    mean nothing else: "Ja das ist so", "Keine Fraktur", "没有骨折", "骨折はありません"; None of "No hay", where languages
+    mean nothing else: "Ja das ist so", "Keine Fraktur", "没有骨折",
+    "骨折はありません"; None of "No hay", where languages
     differ, and where the other word stands behind it."""
     text = text.replace("’", "'")
     found = [match for pattern in _PHRASES if (match := pattern.match(text))]
