@@ -142,9 +142,7 @@ def letter_bias(plain: Evaluation, repeats: Sequence[Control]) -> str:
     if not rows:
         return ""
     asked = sum(len(evaluation.rows) for evaluation in orders)
-    excess = {
-        letter: sum((row.said == letter) - (row.answer == letter) for row in rows) / asked for letter in LETTERS
-    }
+    excess = {letter: sum((row.said == letter) - (row.answer == letter) for row in rows) / asked for letter in LETTERS}
     letter = max(LETTERS, key=excess.__getitem__)
     return f"{letter} {100 * excess[letter]:+.1f}"
 
