@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedexpert_jax.comparison import folded, folding, normalised, same_text, signs, spelled, token_f1, words_of
-from mmedexpert_jax.statements import NO_LABEL, WORDS, YES_AND_NO, opening, readable, stated, stated_texts
+from mmedexpert_jax.statements import NO_LABEL, WORDS, YES_AND_NO, opening, readable, stated, stated_texts, unstopped
 
 LETTERS = "ABCDEFGHIJ"
 _FLAGS = re.DOTALL | re.IGNORECASE
@@ -492,12 +492,6 @@ _SEES_SO = re.compile(
     rf"|\bcan(?:not|['’]t)\s+\w+\s+(?:(?:the|any|your)\s+)?{_IMAGES}\W*\Z",
     re.IGNORECASE,
 )
-# The same words without a stop behind them where they can mean nothing else: "Ja das ist so", but not "No hay".
-_SURE = re.compile(
-    r"\W{0,8}(?:(?P<yes>(?:ja|oui|sí|sim|да|evet|نعم)(?=\s)|是的|はい|네(?=\s)|예(?=\s))"
-    r"|(?P<no>(?:nein|нет|hayır)(?=\s)|いいえ|아니[요오]))",
-    re.IGNORECASE,
-)
 
 
 def is_right(response: str, options: Sequence[str], *golds: str) -> bool:
@@ -559,8 +553,8 @@ def yes_no(text: str, aside: bool = True) -> str | None:
         return WORDS[last[1].lower()]
     if first:
         return first[1]
-    if (sure := _SURE.match(bare)) and len({WORDS[word] for word in words if word in WORDS}) < 2:
-        return sure.lastgroup
+    if sure := unstopped(bare):
+        return sure
     if _NOT.search(text) or (not aside and _ASIDE.search(bare)):
         return None
     return said.pop() if len(said) == 1 else None

@@ -43,15 +43,16 @@ def _cut(text: str) -> str:
 
 
 # "yes" and "no" in the languages of medical examinations.
-_SAYS_YES = (
-    "yes yeah yep true sí sì sim ja oui да tak ano evet có đúng ναι igen kyllä kylla "
-    "是 是的 有 有的 对 正确 はい ある 네 예 있다 نعم हाँ हां כן بله ใช่ ya"
-)
-_SAYS_NO = (
-    "no nope false nein non não нет nie ne hayır hayir không όχι nem ei nee nej 否 不 不是 没有 無 无 不对 错误 "
-    "いいえ ない 아니요 아니오 아니 없다 لا नहीं לא خیر ไม่ ไม่ใช่ tidak"
-)
-WORDS = dict.fromkeys(_SAYS_YES.split(), "yes") | dict.fromkeys(_SAYS_NO.split(), "no")
+_LANGUAGES = border.read_yaml(Path(__file__).with_name("yes_no_words.yaml"))
+
+
+def _parts(words: Mapping[str, str], name: str) -> list[str]:
+    return [part.strip() for part in words.get(name, "").split(",") if part.strip()]
+
+
+WORDS = {
+    word: said for said in ("yes", "no") for words in _LANGUAGES.values() for word in _parts(words, f"says_{said}")
+}
 _OPENS = re.compile(
     rf"\W{{0,20}}(?:(?:final\s+)?answer\s*(?:is|:)\s*)?({'|'.join(sorted(WORDS, key=len, reverse=True))})"
     r"(?=\W{0,20}\Z|\s*[.,;:!。،、()]|\s+[–—-]\s)",
@@ -68,6 +69,52 @@ def opening(text: str) -> tuple[str, str] | None:
         return None
     said = WORDS.get(found[1].casefold())  # None where letters fold in several ways, as the Turkish i
     return (found[1], said) if said else None
+
+
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # scripts without blanks between words
+
+
+def _either(phrases: Sequence[str], end: str) -> str:
+    """A pattern of the longest of some phrases that stands there, and of its end but in scripts without blanks."""
+
+    def one(phrase: str) -> str:
+        words = r"\s+".join(map(re.escape, phrase.rstrip("~").split()))
+        return words + ("" if phrase.endswith(("~", "'")) or re.match(rf"[{_UNSPACED}]", phrase[-1]) else end)
+
+    longest = sorted((unicodedata.normalize("NFKC", phrase) for phrase in phrases), key=len, reverse=True)
+    return f"(?>{'|'.join(map(one, longest))})" if longest else r"(?!)"
+
+
+def _phrases(words: Mapping[str, str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Patterns of what answers yes or no in one language at the beginning of a reply, and as the end of its clause."""
+    lead, unless = _parts(words, "lead"), _either([f"{part}~" for part in _parts(words, "unless")], "")
+    opens, ends = (
+        "|".join(f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no"))
+        for place, end in (("opens", r"(?=[\s,.]|\Z)"), ("ends", ""))
+    )
+    return (
+        re.compile(rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens})(?!\s*{unless})", re.IGNORECASE),
+        re.compile(
+            rf"(?!.{{0,100}}{unless})[^.,;:!?。,、，؟।\n]{{1,80}}?(?<![^\W{_UNSPACED}\uac00-\ud7af])(?:{ends})[\s.。!।]*\Z",
+            re.IGNORECASE,
+        ),
+    )
+
+
+_PHRASES = [pattern for words in _LANGUAGES.values() for pattern in _phrases(words)]
+
+
+def unstopped(text: str) -> str | None:
+    """The "yes" or "no" that a text opens with, or in some languages ends in, in words that need no stop as they can
+    mean nothing else: "Ja das ist so", "Keine Fraktur", "没有骨折",
+    "骨折はありません"; None of "No hay", where languages
+    differ, and where the other word stands behind it."""
+    text = text.replace("’", "'")
+    found = [match for pattern in _PHRASES if (match := pattern.match(text))]
+    said = {match.lastgroup for match in found}
+    behind = text[max((match.end() for match in found), default=0) :].casefold()
+    said |= {WORDS[word] for word in re.findall(r"[^\W\d_]+", behind) if word in WORDS}
+    return said.pop() if found and len(said) == 1 else None
 
 
 # Letters, alone and several.

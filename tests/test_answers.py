@@ -753,3 +753,38 @@ def test_marks_beside_a_letter_and_another_that_is_denied(said, letter):
 )
 def test_signs_tell_options_apart(said, options, letter):
     assert read_choice(said, options, "plain") == answers.choice(f"<answer>{said}</answer>", options) == letter
+
+
+@pytest.mark.parametrize(
+    ("verdict", "replies"),
+    [
+        (
+            "no",
+            "没有骨折|没有看到骨折|图中没有骨折|未见骨折|无骨折|"
+            "不存在肿瘤|لا يوجد كسر|لا كسر|Keine Fraktur|Kein Hinweis auf eine Fraktur|"
+            "Es ist keine Fraktur zu sehen|Non il n'y a pas de fracture|Pas de fracture|"
+            "Non c'è frattura|Não há fratura|"
+            "Geen fractuur|Ingen fraktur|Ei ole murtumaa|Nincs törés|"
+            "Нет перелома|Nie ma złamania|Není zlomenina|Kırık yok|"
+            "Δεν υπάρχει κάταγμα|Không có gãy xương|Tidak ada fraktur|骨折はありません|"
+            "골절이 없습니다|ไม่มีกระดูกหัก|אין שבר|"
+            "कोई फ्रैक्चर नहीं है|شکستگی وجود ندارد",
+        ),
+        (
+            "yes",
+            "有骨折|存在骨折|图中有骨折|نعم يوجد كسر|"
+            "Ja es ist eine Fraktur|Oui il y a une fracture|Có gãy xương|骨折があります|"
+            "골절이 있습니다|شکستگی وجود دارد",
+        ),
+        (
+            None,
+            "无法判断|没有图像|无疑是骨折|有可能骨折|Keine Ahnung|Non lo so|"
+            "Aucune idée|لا أعرف|لا شك|Não é possível dizer|Nie wiem|"
+            "Нет сомнений|Không thể|骨折の可能性があります|画像がありません|"
+            "알 수 없습니다|ไม่มีภาพ|Ja-Nein|Non-contrast CT",
+        ),
+    ],
+)
+def test_a_denial_needs_no_stop_in_any_language_and_doubt_is_none(verdict: str | None, replies: str) -> None:
+    for said in replies.split("|"):
+        assert answers.yes_no(said, aside=False) == verdict, said

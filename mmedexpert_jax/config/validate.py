@@ -77,6 +77,7 @@ def validate(config: ConfigDict, merged: Iterable[str] = ()) -> None:
         _check_place(name, config.get(name))
     if "seeds" in config:
         _check_seeds(config.seeds)
+    _check_drawn("", config)
     for prefix, stage in [("", config), *((f"{name}.", config[name]) for name in ("dsa", "gba") if name in config)]:
         if "steps" in stage and stage.steps == 0 and not stage.get("epochs"):
             both = f"and config.{prefix}epochs are both 0; set one of them" if "epochs" in stage else "is 0; set it"
@@ -456,6 +457,21 @@ def _check_asked(prefix: str, gba: ConfigDict) -> None:
                 )
 
 
+def _check_drawn(prefix: str, sampling: ConfigDict) -> None:
+    """Raises ConfigError where several answers to a prompt would be one, given again; so for groups within."""
+    several = sampling.get("num_samples", 1) > 1
+    if several and sampling.get("temperature", 1.0) <= 0:
+        raise ConfigError(
+            f"config.{prefix}temperature must be above 0: greedy samples of a prompt are all the same, and "
+            f"config.{prefix}num_samples={sampling.num_samples}"
+        )
+    if several and sampling.get("top_k") == 1:
+        raise ConfigError(f"config.{prefix}top_k=1 is greedy: samples of a prompt are all the same; 0 samples from all")
+    for name, group in sampling.items():
+        if isinstance(group, ConfigDict):
+            _check_drawn(f"{prefix}{name}.", group)
+
+
 def check_groups(prefix: str, gba: ConfigDict) -> None:
     """Raises ConfigError where groups do not have the two samples or more, apart, that equation 4 compares."""
     if gba.num_samples < 2:
@@ -463,10 +479,7 @@ def check_groups(prefix: str, gba: ConfigDict) -> None:
             f"config.{prefix}num_samples must be at least 2: the advantage of equation 4 compares the samples of a "
             f"group; got {gba.num_samples}"
         )
-    if gba.temperature <= 0:
-        raise ConfigError(f"config.{prefix}temperature must be above 0: greedy samples of a group are all the same")
-    if gba.top_k == 1:
-        raise ConfigError(f"config.{prefix}top_k=1 is greedy: samples of a group are all the same; 0 samples from all")
+    _check_drawn(prefix, gba)
     if gba.guideline_text and not gba.guided:
         raise ConfigError(
             f"config.{prefix}guideline_text is quoted by guided prompts alone, and objective={gba.objective} asks "

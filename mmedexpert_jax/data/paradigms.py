@@ -15,11 +15,11 @@ _ELIMINATION = re.compile(
     re.I,
 )
 _RECOGNITION = re.compile(
-    r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b|典型|特征|模式", re.I
+    r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b|典型|经典|特征|模式", re.I
 )
 _DEDUCTION = re.compile(
     r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b"
-    r"|因为|由于|所以|因此|导致|引起|说明",
+    r"|因为|由于|所以|因此|因而|(?<![事缘])故(?![障意事])|从而|于是|导致|引起|造成|使(?!用)|提示|反映|表明|说明|可知|综上",
     re.I,
 )
 # behind "prior" and "posterior" where they are probabilities: a share of a disease, one of these words or none, but not
@@ -32,11 +32,13 @@ _NOUN = (
     r"lean|jump|concentrate|confidence|ratio|make|ranking)"
     r"(?:y|ies|e?s|e?d|ped)?\b)[a-z]))"
 )
-PRIOR = rf"\bprior{_NOUN}|\bpre-?test\b|先验|验前"
-POSTERIOR = rf"\bposterior{_NOUN}|\bpost-?test\b|后验|验后"
+PRIOR = rf"\bprior{_NOUN}|\bpre-?test\b|先验|验前|初始概率"
+POSTERIOR = rf"\bposterior{_NOUN}|\bpost-?test\b|后验|验后|(?:修正|更新|校正)后的?概率"
 BASE = re.compile(rf"{PRIOR}|\bbase rate\b", re.I)
 _EVIDENCE = re.compile(
-    r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b|证据|似然|升高|降低", re.I
+    r"\b(evidence|likelihood|raises?|lowers?|increases?|decreases?|update[sd]?)\b"
+    r"|证据|似然|升高|降低|增加|增大|减[少小]|下降|上升",
+    re.I,
 )
 _POSTERIOR = re.compile(POSTERIOR, re.I)
 

@@ -135,14 +135,14 @@ def _original(said: str | None, rotation: int, count: int) -> str | None:
 
 
 def letter_bias(plain: Evaluation, repeats: Sequence[Control]) -> str:
-    """The letter that is chosen most beyond its share of keys, over all orders, in points: "A +12.3"."""
+    """The letter that is chosen most beyond its share of keys, over all orders, in points of all answers, those that
+    cannot be read included: "A +12.3"."""
     orders = [plain, *(control.evaluation for control in repeats)]
     rows = [row for evaluation in orders for row in evaluation.rows if row.said]
     if not rows:
         return ""
-    excess = {
-        letter: sum((row.said == letter) - (row.answer == letter) for row in rows) / len(rows) for letter in LETTERS
-    }
+    asked = sum(len(evaluation.rows) for evaluation in orders)
+    excess = {letter: sum((row.said == letter) - (row.answer == letter) for row in rows) / asked for letter in LETTERS}
     letter = max(LETTERS, key=excess.__getitem__)
     return f"{letter} {100 * excess[letter]:+.1f}"
 

@@ -363,7 +363,10 @@ def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, s
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Bootstrap interval of the mean over items; None of one item, whose resamples are all itself."""
+    """Bootstrap interval of the mean over items; where all are 0 or all are 1 Wilson's, since resamples show nothing of
+    items of the other kind; None of one item, whose resamples are all itself."""
+    if len(values) > 1 and (all(value == 0 for value in values) or all(value == 1 for value in values)):
+        return wilson(sum(values), len(values))
     return bootstrap(values) if len(values) != 1 else None
 
 

@@ -156,10 +156,11 @@ class Interference:
         text += " another lowers."
         name = min(experts, key=lambda one: rates["along"][one])
         ratio = rates["length"][name]
-        times = f"{1 / ratio:.1f} times smaller" if 0 < ratio < 1 else f"{ratio:.1f} times larger"
+        times = f"{1 / ratio:.1f} times smaller than" if 0 < ratio < 1 else f"{ratio:.1f} times larger than"
+        times = "as long as" if 0.95 < ratio < 1.05 else times
         won, contests, along = (rates[key][name] for key in ("won", "contests", "along"))
         text += (
-            f" {name} survives least: {times} than the others' on average, its change won {100 * won:.1f} % of its "
+            f" {name} survives least: {times} the others' on average, its change won {100 * won:.1f} % of its "
             f"{int(contests):,} disputes, and the merge follows it by a cosine of {along:.2f} (1: all the way, 0: not "
             "at all)."
         )

@@ -26,13 +26,13 @@ _FOR = re.compile(
 _CAUSAL = re.compile(
     r"→|->|=|:|\b(?:because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means|results? in|"
     r"produces?|impairs?|prevents?|raises?|lowers?)\b"
-    r"|因为|由于|所以|因此|导致|引起|说明",
+    r"|因为|由于|所以|因此|因而|(?<![事缘])故(?![障意事])|从而|于是|导致|引起|造成|使(?!用)|提示|反映|表明|说明|可知|综上",
     re.I,
 )
 _PROBABILITY = re.compile(rf"{PRIOR}|{POSTERIOR}|\blikelihood ratio\b|似然比", re.I)
 _DIRECTION = re.compile(
     r"→|->|\b(?:raises?|lowers?|increases?|decreases?|more likely|less likely|up to|down to|keeps|argues?|fits|halves|"
-    r"doubles|to (?:about |roughly )?\d+ ?%)|升高|降低|更可能|更不可能|增加|减少|升至|降至",
+    r"doubles|to (?:about |roughly )?\d+ ?%)|升高|降低|更可能|更不可能|增[加大]|减[少小]|上升|下降|升至|降至",
     re.I,
 )
 

@@ -151,6 +151,8 @@ def test_a_model_that_reads_is_consistent_and_one_that_likes_a_letter_is_not():
     always = controls(lambda i: "C", "shuffle", rotations=3)
     assert consistency(answered(ITEMS, lambda i: "C"), always) == 0.0
     assert letter_bias(answered(ITEMS, lambda i: "C"), always) == "C +75.0"  # a quarter of the keys is C in any order
+    once = answered(ITEMS, lambda i: ("A" if i.answer == "D" else "B") if i.id == ITEMS[0].id else "")
+    assert 0 < float(letter_bias(once, []).split()[1]) <= 100 / len(ITEMS)
 
 
 def test_a_model_that_looks_loses_what_the_image_gave_it():

@@ -125,6 +125,14 @@ def test_votes_count_by_the_judge_where_one_was_asked(verdicts, right, majority)
     assert Evaluation(tuple(rows))._samples()["majority"]["accuracy"] == majority
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_items_of_one_outcome_with_several_answers_have_wilsons_interval_over_items(right):
+    rows = [AnswerRow(f"{n}", k, "", "A", "A", right, 1, False, {}) for n in range(12) for k in range(2)]
+    found = Evaluation(tuple(rows)).accuracy()
+    wanted = scipy_stats.binomtest(12 * right, 12).proportion_ci(method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+
+
 def test_one_item_shows_no_spread_of_several():
     rows = [
         AnswerRow("a", sample, "", "A", "A", sample < 3, 1, False, {"x": "1"}, {"strict": True}) for sample in range(4)

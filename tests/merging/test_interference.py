@@ -56,6 +56,8 @@ def test_a_short_rl_vector_loses_every_election_and_the_report_says_so():
     assert rates["won"]["RL"] > 0.4 and rates["along"]["RL"] > 0.3
     assert rates["length"]["RL"] == pytest.approx(1 / 20, 0.1)  # of the vectors as they came
     assert "nearly lost" not in equal.sentence()
+    alike = merge_with_report(base, gap(times=1.0), density=0.2)[1]
+    assert "survives least: as long as the others' on average" in alike.sentence()
 
 
 @pytest.mark.parametrize("kind", ["tensor", "module", "global", "median"])

@@ -81,6 +81,20 @@ def test_a_chinese_trace_is_as_long_as_its_characters_make_words_and_makes_its_m
 
 
 @pytest.mark.parametrize(
+    ("paradigm", "think", "follows"),
+    [
+        ("analytical", "(1) ST段抬高，提示前壁缺血。(2) 肌钙蛋白升高反映心肌坏死。(3) 诊断为痛风。", True),
+        ("analytical", "(1) 闭塞使心肌缺血，从而出现ST段抬高。(2) 于是肌钙蛋白升高。", True),
+        ("analytical", "(1) 患者使用胰岛素。(2) 有交通事故史，缘故不明。(3) 起搏器故障。", False),
+        ("intuitive", "(1) 第一跖趾关节红肿。(2) 这是痛风的经典表现。", True),
+        ("bayesian", "(1) 初始概率：痛风可能性较大。(2) 见结晶，可能性增加。(3) 修正后概率：痛风极高。", True),
+    ],
+)
+def test_chinese_words_of_cause_and_of_probability_are_known(paradigm, think, follows):
+    assert KNOWN[paradigm].follows(think, ("痛风", "败血症")) == follows
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("one two  three", 3),
