@@ -244,7 +244,7 @@ def draw() -> None:
 def written(text: str) -> str:
     """A page's text with every block that has a figure's name as the results have it now."""
     if text.startswith(REPRODUCTION["TITLE"]):  # nothing else stands there
-        text = REPRODUCTION["page"](read("ablation"))
+        text = REPRODUCTION["page"](read("ablation"), read("pairs"))
 
     def block(match: re.Match) -> str:
         results, make = TABLES[match[2]]

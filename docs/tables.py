@@ -60,7 +60,7 @@ def _gains(found: dict, gains: dict[str, dict], better: str, worse: str) -> list
     cells = []
     for kind, gain in gains.items():
         ends = stats.student(_by_seed(found, better, worse, kind))
-        cells += [_points(gain["gain"], gain), f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" if ends else ""]
+        cells += [_points(gain["gain"], gain), _ends(*ends) if ends else ""]
     return cells
 
 
@@ -70,26 +70,38 @@ def _by_seed(found: dict, better: str, worse: str, kind: str) -> list[float]:
     return [held_out[better, seed] - held_out[worse, seed] for group, seed in held_out if group == better]
 
 
-def power_table(ablation: dict, eight: dict) -> str:
-    """Comparisons that their first seeds left open, and how many seeds the variance of those asks for."""
+FIRST = {"ablation": 5, "48 steps": 8}  # seeds that there were when the others were planned
+
+
+def power_table(ablation: dict, pairs: dict, eight: dict) -> str:
+    """Comparisons that their first seeds left open, the seeds that the variance of those asks for, and all seeds made.
+
+    `ablation` has all rows over some seeds, `pairs` some rows over more; of a claim the longer is shown.
+    """
+    claims: dict[str, dict] = {}
+    for claim in (*ablation["claims"], *pairs["claims"]):
+        claims[claim["text"]] = max(claims.get(claim["text"], claim), claim, key=lambda one: len(one["by_seed"]))
     compared = []
-    for claim in ablation["claims"]:
-        seeds = claim["by_seed"][:5]
-        low, high = stats.student(seeds) or (1.0, 1.0)
+    for claim in claims.values():
+        low, high = stats.student(claim["by_seed"][: FIRST["ablation"]]) or (1.0, 1.0)
         if claim["measure"] == "accuracy" and low <= 0 <= high:
-            compared.append([f"ablation: {claim['text']}", seeds, claim])
+            compared.append([f"ablation: {claim['text']}", FIRST["ablation"], claim["by_seed"], claim])
     found = eight["result"]
     for kind in KINDS:
-        seeds = _by_seed(found, "GBA", "GRPO", kind)[:8]
-        compared.append([f"48 steps, {kind}: GBA outperforms GRPO", seeds, found[f"GBA beyond grpo, {kind}"]])
+        by_seed = _by_seed(found, "GBA", "GRPO", kind)
+        compared.append(
+            [f"48 steps, {kind}: GBA outperforms GRPO", FIRST["48 steps"], by_seed, found[f"GBA beyond grpo, {kind}"]]
+        )
     rows = []
-    for what, seeds, items in compared:
-        low, high = stats.student(seeds) or (0.0, 0.0)
-        spread = 100 * float(np.std(seeds, ddof=1))
-        halves = [50 * (end - start) for start, end in ((items["low"], items["high"]), (low, high))]
-        rows.append([what, len(seeds), *(f"{value:.2f}" for value in (spread, *halves)), _seeds_needed(spread)])
-    heads = ["comparison", "seeds", "standard deviation over them", "half-width over items", "over seeds"]
-    return _table([*heads, "seeds for 1 point over seeds"], rows)
+    for what, first, by_seed, items in compared:
+        low, high = stats.student(by_seed[:first]) or (0.0, 0.0)
+        spread = 100 * float(np.std(by_seed[:first], ddof=1))
+        planned = [len(by_seed[:first]), f"{spread:.2f}", f"{50 * (high - low):.2f}", _seeds_needed(spread)]
+        over_seeds = _ends(*(stats.student(by_seed) or (0.0, 0.0)))
+        rows.append([what, *planned, len(by_seed), _points(float(np.mean(by_seed)), items), over_seeds])
+    heads = ["comparison", "first seeds", "standard deviation over them", "half-width over them"]
+    heads += ["seeds for 1 point", "seeds made", "points [95 % interval over items]", "over seeds"]
+    return _table(heads, rows)
 
 
 def _seeds_needed(spread: float, half: float = 1.0) -> int:
@@ -290,8 +302,16 @@ def _table(heads: list[str], rows: list[list[Any]]) -> str:
 
 
 def _points(gain: float, interval: dict) -> str:
-    found, low, high = (round(100 * share, 1) + 0.0 for share in (gain, interval["low"], interval["high"]))  # no -0.0
-    return f"{found:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{_signed(gain)} {_ends(interval['low'], interval['high'])}"
+
+
+def _ends(low: float, high: float) -> str:
+    return f"[{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(share: float) -> str:
+    """A difference of shares in points."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _digits(value: float) -> str:
@@ -307,7 +327,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "structure": (("structure", "eight"), against_table),
     "objectives": (("objectives",), against_table),
     "rates": (("rates",), against_table),
-    "power": (("ablation", "eight"), power_table),
+    "power": (("ablation", "pairs", "eight"), power_table),
     "looking": (("looking",), looking_table),
     "recipe": (("recipe",), looking_table),
     "pipeline": (("pipeline",), pipeline_table),

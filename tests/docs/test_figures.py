@@ -103,11 +103,12 @@ def test_seeds_for_a_half_width_are_those_of_a_table_of_t(figures):
     ]
     pair = {"low": -0.01, "high": 0.01}
     eight = {"runs": runs} | {f"GBA beyond grpo, {kind}": pair for kind in ("sampled", "greedy")}
-    rows = figures["TABLES"]["power"][1]({"claims": claims}, {"result": eight}).splitlines()[2:]
+    more = [{**claims[0], "by_seed": [*even, *even], "low": -0.01, "high": 0.02}]  # 8.83 ± 2.201 x 19.25 / sqrt(12)
+    rows = figures["TABLES"]["power"][1]({"claims": claims}, {"claims": more}, {"result": eight}).splitlines()[2:]
     assert rows == [
-        "| ablation: one | 5 | 1.14 | 1.00 | 1.42 | 8 |",
-        "| 48 steps, sampled: GBA outperforms GRPO | 3 | 1.00 | 1.00 | 2.48 | 7 |",
-        "| 48 steps, greedy: GBA outperforms GRPO | 3 | 2.00 | 1.00 | 4.97 | 18 |",
+        "| ablation: one | 5 | 1.14 | 1.42 | 8 | 12 | +8.8 [-1.0, +2.0] | [-3.4, +21.1] |",
+        "| 48 steps, sampled: GBA outperforms GRPO | 3 | 1.00 | 2.48 | 7 | 3 | +0.0 [-1.0, +1.0] | [-2.5, +2.5] |",
+        "| 48 steps, greedy: GBA outperforms GRPO | 3 | 2.00 | 4.97 | 18 | 3 | +0.0 [-1.0, +1.0] | [-5.0, +5.0] |",
     ]
 
 
