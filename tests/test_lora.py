@@ -16,6 +16,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.errors import ConfigError, DataError, ResourceError
+from mmedexpert_jax.merging.merge_recipe import Recipe
+from mmedexpert_jax.merging.parameters import Parameters
 from mmedexpert_jax.models import load_model
 from mmedexpert_jax.models.load import check_files, load_policy
 from mmedexpert_jax.processing.batch import Batch
@@ -343,6 +345,13 @@ def test_an_adapter_above_another_that_holds_a_module_whole_has_it_of_its_own(lo
     ours, params, lora = load_policy(tmp_path / "upper")
     with jax.default_matmul_precision("highest"):
         assert relative(ours.logits(params, batch, lora), expected) < 2e-6
+    # a merge of that one expert is that model
+    experts = {"upper": str(tmp_path / "upper")}
+    alone = Recipe(str(base_dir), experts, Parameters("task_arithmetic", ("upper",)), (), "float32")
+    head = np.asarray(params["lm_head"]["weight"])
+    below = np.asarray(load_policy(base_dir)[1]["lm_head"]["weight"])
+    update = np.asarray(alone.open().update("lm_head.weight", 0, head.size)).reshape(head.shape)
+    np.testing.assert_allclose(below + update, head, atol=1e-6)
 
 
 @pytest.mark.parametrize("values", ["nan", "int8", "bool", "none", "float8_e4m3fn"])

@@ -133,10 +133,15 @@ def _adapted(expert: Expert, folders: Iterable[Path], base: Base) -> Expert:
             key = next(iter(whole))
             raise DataError(f"expert {expert.name}: {folder} holds {key} whole, over a recipe: merge that recipe first")
         own = base if expert.weights is None else expert.weights
+        # what this adapter holds whole is all of a tensor: deltas of adapters below are of the one that it replaces
+        below = [
+            replace(one, factors={key: pair for key, pair in one.factors.items() if key not in whole})
+            for one in expert.adapters
+        ]
         expert = replace(
             expert,
             weights={**own, **whole} if whole else expert.weights,
-            adapters=(*expert.adapters, adapter),
+            adapters=(*below, adapter),
             paths=(*expert.paths, str(folder)),
         )
     return expert

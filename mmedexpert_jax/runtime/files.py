@@ -8,6 +8,7 @@ import functools
 import io
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from mmedexpert_jax.border import writing as writing
 from mmedexpert_jax.errors import ConfigError, DataError
 
 MARKER = ".mmedexpert.json"  # in every folder that this package made; what lacks it is the user's
+_DESKTOP = re.compile(
+    r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini", re.IGNORECASE
+)  # files that a desktop leaves anywhere
 EXPORTS = ("model", "adapter", "dataset", "public")  # folders of a run's export/, which earlier versions did not mark
 THUMBNAIL = 256  # longest side, in pixels, of an image inside a samples table
 
@@ -109,7 +113,8 @@ def claim(folder: Path) -> None:
 def _names(folder: Path) -> set[str]:
     """Paths of the files below a folder, less our marker and what a desktop leaves."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in files if path.name not in (MARKER, ".DS_Store")}
+    ours = (path for path in files if path.name != MARKER and not _DESKTOP.fullmatch(path.name))
+    return {path.relative_to(folder).as_posix() for path in ours}
 
 
 @contextlib.contextmanager

@@ -50,7 +50,8 @@ _OURS = {
     "samples": r"([^/]+/)?\.?(\d+|pass_rates)\.jsonl(\.tmp)?",
     "ckpt": r"\d+(\.[^/]*tmp)?",
     "logs": r"process-\d+\.log",
-    "export": r"\.[^/]+|model|adapter|dataset|public|rows|tables|fisher|privacy|report|[^/]+\.(json|jsonl|csv)",
+    "export": r"\.[^/]+\.(partial|old|tmp)|model|adapter|dataset|public|fisher|[^/]+\.(json|jsonl|csv)"
+    r"|tables/[^/]+\.(md|tex|csv|json)|rows/([^/]+/)?[^/]+\.jsonl|report/[^/]+\.(jpg|png)|privacy/[^/]+\.csv",
 }
 _STATUS_EVERY = 10.0  # seconds between two writes of STATUS.json while steps are logged
 
@@ -383,15 +384,16 @@ def _wipe(path: Path, keep: tuple[str, ...] = ()) -> None:
     with files.writing(path):
         for name in set(LAYOUT) - set(keep):
             place = path / name
-            if name not in _OURS or not place.is_dir() or (place.is_symlink() and name == "export"):
+            if name not in _OURS or not place.is_dir():
                 _delete(place)
                 continue
-            for entry in [*place.glob("*"), *place.glob("*/*")]:
+            for entry in [*place.glob("*"), *place.glob("*/*"), *place.glob("*/*/*")]:
                 part = entry.relative_to(place).as_posix()
                 made = re.fullmatch(_OURS[name], part) or files.owner(entry).get("kind") == "artefact"
                 if made and f"{name}/{part}" not in keep:
                     _delete(entry)
-            for folder in (*filter(Path.is_dir, place.glob("*")), place):
+            folders = [folder for folder in (*place.glob("*/*"), *place.glob("*"), place) if folder.is_dir()]
+            for folder in folders:
                 with contextlib.suppress(OSError):  # it holds something else, or is a link
                     folder.rmdir()
 

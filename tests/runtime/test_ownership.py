@@ -99,10 +99,12 @@ def test_fresh_keeps_what_was_put_beside_a_run_and_inner_runs(tmp_path):
 OF_THE_RUN = (
     *("samples/completions/000002.jsonl", "samples/pass_rates.jsonl", "ckpt/3/manifest.json", "ckpt/4.0.tmp/state"),
     *("plots/reward.png", "tb/events.out.tfevents.1.host.2", "logs/process-1.log", "export/rows/med/a.jsonl"),
+    *("export/tables/med.tex", "export/rows/step-000002.jsonl", "export/privacy/judge.csv", "export/report/a0.jpg"),
     *("export/summary.json", "export/.model.partial/a", "export/adapter/a", "report.html", "export/model/merges.txt"),
 )
 OF_THE_USER = (
     *("samples/graded.xlsx", "samples/completions/graded.csv", "ckpt/best/mine.txt", "ckpt/notes.md", "plots/own.svg"),
+    *("export/tables/final.xlsx", "export/rows/notes.md", "export/report/annotated.docx", "export/.gitignore"),
     *("logs/slurm-42.out", "export/mine.txt", "export/poster/poster.pdf", "tb/notes.txt", "thesis.tex"),
 )
 
@@ -119,7 +121,7 @@ def test_what_was_put_into_the_folders_of_a_run_outlives_it(tmp_path, wipe):
     wipe(run.path)
     left = contents(run.path)
     assert left | kept == left and not [name for name in OF_THE_RUN if (run.path / name).exists()]
-    assert not (run.path / "export" / "rows").exists()
+    assert not (run.path / "export" / "privacy").exists()
 
 
 def test_a_file_added_to_an_adapter_is_named_before_anything_is_deleted(tmp_path):
@@ -143,6 +145,24 @@ def test_fresh_empties_a_folder_on_another_disk_and_keeps_the_link(tmp_path):
     (tmp_path / "run" / "ckpt").symlink_to(scratch)
     Run.open(tmp_path / "run", CONFIG, fresh=True).close()
     assert (tmp_path / "run" / "ckpt").is_symlink() and [path.name for path in scratch.iterdir()] == ["another"]
+
+
+def test_fresh_keeps_a_linked_export_and_what_the_next_run_needs_of_it(tmp_path):
+    for name in ("summary.json", "rejected.jsonl"):
+        (tmp_path / "big").mkdir(exist_ok=True)
+        (tmp_path / "big" / name).write_text("{}")
+    Run.open(tmp_path / "run", CONFIG).close()
+    (tmp_path / "run" / "export").symlink_to(tmp_path / "big")
+    Run.open(tmp_path / "run", CONFIG, fresh=True, spared=("export/rejected.jsonl",)).close()
+    assert (tmp_path / "run" / "export").is_symlink() and set(contents(tmp_path / "big")) == {Path("rejected.jsonl")}
+
+
+def test_what_a_desktop_leaves_in_an_adapter_is_nobodys_work(tmp_path):
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._a"):
+        with files.replacing(tmp_path / "out") as new:
+            (new / "a").write_text("weights")
+        (tmp_path / "out" / name).touch()
+    files.claim(tmp_path / "out")
 
 
 @pytest.mark.parametrize("theirs", THEIRS)
