@@ -48,8 +48,12 @@ def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, wo
     """
     here: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # what runs in this thread; None: all ran
     start = _begin if timeout or workers > 1 else here.put
+    loop = _loop()
+    with contextlib.suppress(RuntimeError):  # in most threads no loop runs
+        if asyncio.get_running_loop() is loop:  # a coroutine of theirs calls, and holds it until this returns
+            loop = _new_loop()
     with border.same_folder():
-        future = asyncio.run_coroutine_threadsafe(_all(calls, timeout, attempts, workers, start), _loop())
+        future = asyncio.run_coroutine_threadsafe(_all(calls, timeout, attempts, workers, start), loop)
         future.add_done_callback(lambda _: here.put(None))
         try:
             while (run := here.get()) is not None:
@@ -61,7 +65,12 @@ def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, wo
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of users' functions, in a daemon thread."""
+    """The event loop of users' functions."""
+    return _new_loop()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that runs in a daemon thread."""
     loop = asyncio.new_event_loop()
 
     def run() -> None:

@@ -33,7 +33,10 @@ PATIENCE = 30.0  # seconds in which a request must have come in whole
 CHOICES = 64  # of a request
 IMAGES = 32  # of a request
 CHARACTERS = 64  # for each token that a prompt may have: longer texts are refused before they are cut into tokens
-IDLE = ("type", "image_url", "url", "detail", "cache_control", "format", "uuid")  # keys of an image that change nothing
+IDLE = (  # keys of an image that change nothing
+    *("type", "image_url", "url", "detail", "cache_control", "format", "uuid", "id", "index", "name", "filename"),
+    *("mime_type", "media_type"),
+)
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 # Fields beside those of ChatRequest -> their values that change no answer; None: any does not. Of fields that are not
 # here either, NOTHING. Whatever else is asked for is refused by the field's name.
@@ -408,21 +411,22 @@ def _conversation(messages: list[dict[str, Any]], most: int) -> Conversation:
             continue
         if not isinstance(content, list) or not content:
             raise Refusal(400, f"messages[{number}].content: give a text or a list of parts")
-        parts = [
-            seen for place, part in enumerate(content) for seen in _parts(part, f"messages[{number}].content[{place}]")
-        ]
-        images += sum(part["type"] == "image" for part in parts)
+        parts: list[dict[str, Any]] = []
+        for place, part in enumerate(content):
+            parts += (seen := _parts(part, f"messages[{number}].content[{place}]", IMAGES - images))
+            images += sum(one["type"] == "image" for one in seen)
         characters += sum(len(part.get("text", "")) for part in parts)
         turns.append({"role": role, "content": parts})
-    if images > IMAGES:
-        raise Refusal(400, f"{images} images; the server takes {IMAGES} a request")
     if characters > most:
         raise Refusal(400, f"a prompt of {characters} characters is over the limit of {most}; shorten the text")
     return turns
 
 
-def _parts(part: Any, place: str) -> list[dict[str, Any]]:
-    """A part of a message as the processor takes it; an image for each of the slices that it names."""
+def _parts(part: Any, place: str, left: int) -> list[dict[str, Any]]:
+    """A part of a message as the processor takes it; an image for each of the slices that it names.
+
+    Raises Refusal before more than `left` images are decoded.
+    """
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "refusal") and isinstance(part.get(kind), str):
         return [{"type": "text", "text": part[kind]}]
@@ -439,8 +443,8 @@ def _parts(part: Any, place: str) -> list[dict[str, Any]]:
         raise Refusal(400, f"{place}: {cut(unknown[0])} is not supported")
     view, sizes = ({key: said[key] for key in keys if key in said} for keys in (VIEWED, PART_KEYS))
     slices = View.make(**view, name=place).slices or 1
-    if (slices if isinstance(slices, int) else len(slices)) > IMAGES:
-        raise Refusal(400, f"{place}: the server takes {IMAGES} images a request; choose fewer slices")
+    if (slices if isinstance(slices, int) else len(slices)) > left:
+        raise Refusal(400, f"{place}: the server takes {IMAGES} images a request, slices counted; give fewer")
     return [{"type": "image", "image": picture} | sizes for picture in decode(address, name=place, **view)]
 
 

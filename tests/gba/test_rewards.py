@@ -16,6 +16,7 @@ from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.gba import rewards, trainer
 from mmedexpert_jax.gba.advantages import estimate, estimator
+from mmedexpert_jax.gba.calls import Call, call_all
 from mmedexpert_jax.gba.guidelines import Prompt
 from mmedexpert_jax.gba.judge_reward import JudgeReward, read_better, read_score
 from mmedexpert_jax.gba.rollouts import Rollout
@@ -289,6 +290,13 @@ def test_a_completion_about_which_all_abstain_has_no_total():
     scoring = (rewards.WeightedReward("none", 1.0, lambda case, text, **_: None),)
     scores = rewards.score(scoring, rollout(["x", "y"]), 100)
     assert np.isnan(scores.total).all() and "reward" not in scores.stats()
+
+
+def test_a_coroutine_may_call_others():
+    async def outer():
+        return call_all([Call(lambda: 2, "inner")], timeout=5)
+
+    assert call_all([Call(outer, "outer")], timeout=5) == [[2]]
 
 
 def test_calls_run_beside_each_other(monkeypatch):

@@ -98,11 +98,24 @@ def test_what_an_image_part_says_of_itself_counts(ask, desk, inside):
     assert tokens(frames)[0] == 400
     assert tokens(frames, slices=[1])[1] == expected(small) and tokens(frames, slices=2)[1] == expected(small, small)
     for own, says in (
-        ({"slices": 33}, "choose fewer slices"), ({"zoom": 2}, "zoom is not supported"), ({"window": "dark"}, "window"),
-        ({"max_pixels": "many", "slices": 1}, "max_pixels"),
+        ({"slices": 33}, "slices counted; give fewer"), ({"zoom": 2}, "zoom is not supported"),
+        ({"window": "dark"}, "window"), ({"max_pixels": "many", "slices": 1}, "max_pixels"),
     ):  # fmt: skip
         status, _, text = tokens(frames, **own)
         assert status == 400 and says in text
+    assert tokens(picture(large), mime_type="image/png", filename="a.png")[1] == expected(large)
+
+
+def test_no_more_images_are_decoded_than_a_request_may_have(ask, monkeypatch):
+    more = {"save_all": True, "append_images": [Image.new("RGB", (56, 56), "red")]}
+    frames = picture(Image.new("RGB", (56, 56)), "gif", **more)
+    decode, decoded = server.decode, []
+    monkeypatch.setattr(
+        server, "decode", lambda *given, **named: decoded.extend(decode(*given, **named)) or decoded[-2:]
+    )
+    response = ask([frames | {"slices": 2}] * 17)
+    assert response.status_code == 400 and "content[16]: the server takes 32 images a request" in response.text
+    assert len(decoded) == 32
 
 
 def test_an_image_is_taken_however_its_base64_is_written(ask, address):
