@@ -129,8 +129,9 @@ def _asked(config: ConfigDict) -> list[dict[str, Any]]:
     if not config.question.strip():
         raise ConfigError('config.question is empty: mmedexpert ask question="..."')
     window = config.window
-    with suppress(ValueError):
-        window = [float(number) for number in window.strip("[]() ").split(",")]
+    if "," in window:
+        with suppress(ValueError):
+            window = [float(number) for number in window.strip("[]() ").split(",")]
     view = {"window": window or None, "slices": config.slices or None, "plane": config.plane}
     parts = [{"type": "image", "image": path, **view} for path in config.images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": config.question}]}]

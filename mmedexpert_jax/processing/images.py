@@ -454,9 +454,10 @@ def _check_grey(values: np.ndarray, name: str) -> None:
     graded = len(levels) > DRAWN and bool((levels % 257).any() and (levels % 256).any())
     narrow = [(low, high) for low, high, found in ranges if found] if graded else []
     if narrow or 255 < highest < 4096:
-        low, high = min(narrow, key=lambda ends: ends[1] - ends[0], default=(levels[0], highest))
+        whole = (levels[0], highest)
+        low, high = whole if highest < 256 else min(narrow, key=lambda ends: ends[1] - ends[0], default=whole)
         raise DataError(
-            f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only (12 to 14 bits); give it a "
+            f"{name}: a 16-bit image with nearly all grey values from {low} to {high} only; give it a "
             '"window": [centre, width], or "range" for darkest to brightest, or "full" to scale by 65535'
         )
 

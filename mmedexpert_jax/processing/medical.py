@@ -209,7 +209,8 @@ def read_dicom(content: bytes, name: str) -> Any:
             if isinstance(text, bytes) and b"," in text:  # of programs under German or French settings
                 with suppress(ValueError):
                     setattr(dataset, key, text.decode("ascii", "replace").replace(",", ".").split("\\"))
-        kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
+        said = dataset.get("PhotometricInterpretation") or ""
+        kind = " ".join((said if isinstance(said, str) else str(said[0])).upper().split())
         if not kind and dataset.get("SamplesPerPixel") == 1 and "RedPaletteColorLookupTableDescriptor" not in dataset:
             kind = "MONOCHROME2"
         if kind:
