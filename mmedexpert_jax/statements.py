@@ -26,15 +26,17 @@ _BREAK = re.compile(r"<br\s{0,4}/?>", re.IGNORECASE)
 # "10⁹" and "1½", which NFKC alone makes "109" and "11/2".
 _RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
 _FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # Arabic, Persian, Devanagari, ..., which NFKC leaves
 
 
 def readable(text: str) -> str:
-    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC) and of
-    HTML's entities and breaks, and of a long run of blanks its ends and, between them, each kind once. A power stays
-    one ("10^9")."""
+    """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), of HTML's
+    entities and breaks and of other scripts' digits, and of a long run of blanks its ends and, between them, each kind
+    once. A power stays one ("10^9")."""
     text = _BREAK.sub("\n", html.unescape(text)) if "&" in text or "<" in text else text
     text = _FRACTION.sub(" ", _RAISED.sub("^", text))
-    return _cut(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)))
+    text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), unicodedata.normalize("NFKC", text))
+    return _cut(INVISIBLE.sub("", text))
 
 
 def _cut(text: str) -> str:

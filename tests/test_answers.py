@@ -788,3 +788,10 @@ def test_signs_tell_options_apart(said, options, letter):
 def test_a_denial_needs_no_stop_in_any_language_and_doubt_is_none(verdict: str | None, replies: str) -> None:
     for said in replies.split("|"):
         assert answers.yes_no(said, aside=False) == verdict, said
+
+
+@pytest.mark.parametrize("three", ["٣", "۳", "३", "৩", "๓", "３"])
+def test_digits_of_every_script_are_one_number(three):
+    assert answers.choice(f"<answer>{three} cm</answer>", ["5 cm", "3 cm"]) == "B"
+    assert answers.choice("<answer>3 cm</answer>", ["5 cm", f"{three} cm"]) == "B"
+    assert comparison.same_text(f"{three} cm", "3 cm") and not comparison.same_text(f"{three} cm", "4 cm")
