@@ -17,6 +17,7 @@ from mmedexpert_jax.errors import ConfigError, UserError
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from attempt to attempt
 # Bugs, which another attempt would raise again.
 FAULTS = (AttributeError, ImportError, NameError, SyntaxError, TypeError, ZeroDivisionError, NotImplementedError)
+_THREAD = threading.local()
 THREADED = "; rewards.workers=1 and rewards.timeout=0 call it in the main thread (not under rollout_ahead)"
 
 
@@ -48,10 +49,8 @@ def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, wo
     """
     here: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # what runs in this thread; None: all ran
     start = _begin if timeout or workers > 1 else here.put
-    loop = _loop()
-    with contextlib.suppress(RuntimeError):  # in most threads no loop runs
-        if asyncio.get_running_loop() is loop:  # a coroutine of theirs calls, and holds it until this returns
-            loop = _new_loop()
+    # a coroutine of theirs that calls holds its loop until this returns
+    loop = _new_loop() if getattr(_THREAD, "runs_a_loop", False) else _loop()
     with border.same_folder():
         future = asyncio.run_coroutine_threadsafe(_all(calls, timeout, attempts, workers, start), loop)
         future.add_done_callback(lambda _: here.put(None))
@@ -74,6 +73,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
 
     def run() -> None:
+        _THREAD.runs_a_loop = True
         while True:
             with contextlib.suppress(BaseException):  # SystemExit of a task that a user's function began
                 loop.run_forever()

@@ -292,11 +292,14 @@ def test_a_completion_about_which_all_abstain_has_no_total():
     assert np.isnan(scores.total).all() and "reward" not in scores.stats()
 
 
-def test_a_coroutine_may_call_others():
-    async def outer():
-        return call_all([Call(lambda: 2, "inner")], timeout=5)
+def test_a_coroutine_may_call_others_and_those_others():
+    async def inner():
+        return call_all([Call(lambda: 2, "innermost")], timeout=5)
 
-    assert call_all([Call(outer, "outer")], timeout=5) == [[2]]
+    async def outer():
+        return call_all([Call(inner, "inner")], timeout=5)
+
+    assert call_all([Call(outer, "outer")], timeout=5) == [[[2]]]
 
 
 def test_calls_run_beside_each_other(monkeypatch):
