@@ -134,8 +134,7 @@ def find(path: str | Path, split: str) -> list[Path]:
         others = border.cut(", ".join(file.name for file in files if file != made[0]), 200)
         _tell("%s: %s is read; %s, which it may be made of, is not", root, made[0].name, others)
         files = made
-    part = tables.PART.fullmatch(files[0].name) if files else None
-    if len(files) > 1 and not (part and len(files) == int(part[3])):
+    if len(files) > 1 and len(files) != tables.part_of(files[0])[1]:
         named = border.cut(", ".join(file.name for file in files), 200)
         raise DataError(f"{root} holds several files of {split} ({named}); keep one, or write them into one")
     if files:

@@ -18,7 +18,7 @@ from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.data.reference_answers import unnamed
 from mmedexpert_jax.data.words import word_count
 from mmedexpert_jax.errors import DataError
-from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, ImageRef, content
+from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, VIEWED, ImageRef, content
 from mmedexpert_jax.processing.windows import View
 from mmedexpert_jax.statements import INVISIBLE
 
@@ -312,11 +312,11 @@ def _image(item: Any, where: str, folder: Path) -> ImageRef:
     """A reference to an image of a row, whose file is not looked at."""
     place, view = f"{where}, key images", {}
     if isinstance(item, Mapping):
-        unknown = sorted({*item} - {"path", "bytes", "image", "window", "slices", "plane"})
+        unknown = sorted({*item} - {"path", "bytes", "image", *VIEWED})
         if unknown:
             fix = "; model.max_pixels bounds all of them" if re.search("pixels|resized", unknown[0]) else ""
             raise DataError(f"key images: an image has path, bytes, window, slices and plane, not {unknown[0]}{fix}")
-        view = {key: item.get(key) for key in ("window", "slices", "plane") if item.get(key) is not None}
+        view = {key: item.get(key) for key in VIEWED if item.get(key) is not None}
         data, path = item.get("bytes"), item.get("path") or item.get("image")
         item = path if data is None else data
     else:

@@ -19,7 +19,7 @@ from mmedexpert_jax.data.case import LETTERS, SPLITS
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
-from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, SUFFIXES, clean
+from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, SUFFIXES, VIEWED, clean
 from mmedexpert_jax.processing.windows import View
 
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
@@ -213,7 +213,7 @@ def _placed(image: Any, name: str, source: Path, root: Path) -> Any:
     if isinstance(image, Mapping) and not isinstance(image.get("bytes"), bytes):
         path = image.get("path") or image.get("image")
         named = {"path": _placed(path, name, source, root)}
-        return named | {key: image[key] for key in ("window", "slices", "plane") if image.get(key) is not None}
+        return named | {key: image[key] for key in VIEWED if image.get(key) is not None}
     if isinstance(image, str) and image.strip():
         if image.startswith(BASE64) and len(image) > LONGEST:
             return f"data:image/png;base64,{image}"  # the reader goes by the content, not by this name
