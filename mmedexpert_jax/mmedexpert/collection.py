@@ -136,11 +136,13 @@ def _without_repeats(found: Collection, repeated: Sequence[Duplicate]) -> None:
     # by hand, not by `drop`, which takes out all cases of an id: of those that are the same the first stays
     for one in repeated:
         if one.same:
-            found.reject(one.record.source, 0, "duplicate", f"of {one.of}", {"id": one.of, "row": one.record.source_id})
-    first = list({record.id: record for record in reversed(found.records)}.values())[::-1]
-    found.records = first
+            found.reject_case(one.record, "duplicate", f"of {one.of}")
+    first: dict[str, RawCase] = {}
+    for record in found.records:
+        first.setdefault(record.id, record)
+    found.records = list(first.values())
     near = {one.record.id: one for one in repeated if not one.same}
-    close = [record for record in first if record.id in near]
+    close = [record for record in found.records if record.id in near]
     found.drop(close, "near-duplicate", lambda record: f"of {near[record.id].of}, Jaccard {near[record.id].score:.2f}")
 
 

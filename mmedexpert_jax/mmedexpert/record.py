@@ -23,6 +23,8 @@ class RawCase(Case):
     paradigms: tuple[str, ...] = ()  # that apply; none before that is decided, and where none does
     source: str = ""  # format that was recognised, one of `sources.FORMATS`, or a name that the row itself gives
     source_id: str = ""  # the row's own id, or "<file>:<row>"
+    file: str = ""  # where it stands, as `named_files` calls it; known while cases are collected, not kept with them
+    row: int = 0  # of that file, from 1
     split: str = ""  # split that the source put the case in; "" where it says none
     licence: str = ""  # of the source file
     redistributable: bool = False  # whether the case may leave the machine of whoever holds it

@@ -426,6 +426,7 @@ def test_cases_of_a_test_set_are_dropped_and_stand_in_a_table(dataset, tmp_path,
     assert len(pairs) == 2 and pairs[1].endswith("drop") and "mmedexpert_mini,own-7" in pairs[1]
     [rejected] = [json.loads(line) for line in (export / "rejected.jsonl").read_text().splitlines()]
     assert rejected["reason"] == "contaminated" and rejected["content"]["question"] == leak["question"]
+    assert (rejected["file"], rejected["row"]) == ("raw-60.jsonl", 8)
     assert len(Store(tmp_path / "run" / FILE).cases()) == 59
     manifest = json.loads((export / "dataset" / "manifest.json").read_text())
     assert manifest["compared"]["mmedexpert_mini"] == 1 and manifest["compared"]["pathvqa"] == 0

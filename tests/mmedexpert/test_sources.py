@@ -18,7 +18,7 @@ from mmedexpert_jax.data.benchmarks.rows import Row
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch import load_config
-from mmedexpert_jax.mmedexpert.collection import gather, hashes
+from mmedexpert_jax.mmedexpert.collection import _without_repeats, gather, hashes
 from mmedexpert_jax.mmedexpert.duplicates import MARGIN, _groups, duplicates, shingles, with_several_keys
 from mmedexpert_jax.mmedexpert.record import RawCase
 from mmedexpert_jax.mmedexpert.sources import FORMATS, collect
@@ -110,6 +110,25 @@ def test_the_same_case_in_several_shapes_is_one_case(tmp_path):
     found = collect([write(tmp_path / "all.jsonl", [MEDQA[name] for name in MEDQA if "5" not in name])])
     assert len({record.id for record in found.records}) == 1
     assert [one.score for one in duplicates(found.records)] == [1.0] * 4
+
+
+def test_cases_that_repeat_another_are_refused_by_file_and_row(tmp_path):
+    again = MEDQA["medqa-4-options"] | {"question": QUESTION.replace("best treatment", "best next treatment")}
+    other = MEDQA["medqa-4-options"] | {"question": "Another text of quite other words, which nothing else here has?"}
+    sources = [
+        write(tmp_path / "a.jsonl", [MEDQA["medqa-4-options"], other]),
+        write(tmp_path / "b.jsonl", [again, MEDQA["medqa-4-options"]]),
+    ]
+    found = collect(sources)
+    kept = found.records[:2]
+    _without_repeats(found, duplicates(found.records, 0.6))
+    assert found.records == kept
+    refused = [(row["file"], row["row"], row["reason"], row["content"]["question"]) for row in found.rejected]
+    assert refused == [
+        ("b.jsonl", 2, "duplicate", QUESTION),
+        ("b.jsonl", 1, "near-duplicate", again["question"]),
+    ]
+    assert found.counts["b.jsonl", "rejected:duplicate"] == found.counts["b.jsonl", "rejected:near-duplicate"] == 1
 
 
 def test_letters_of_the_five_and_four_option_files_differ_and_the_text_decides(tmp_path):

@@ -39,11 +39,15 @@ class Collection:
         self.counts[file, f"rejected:{reason}"] += 1
         self.rejected.append({"file": file, "row": number, "reason": reason, "detail": detail, "content": content})
 
+    def reject_case(self, record: RawCase, reason: str, detail: str) -> None:
+        """Counts a row that had been read, and keeps what tells it from others."""
+        self.reject(record.file, record.row, reason, detail, {"id": record.id, "question": record.question})
+
     def drop(self, records: Sequence[RawCase], reason: str, details: Callable[[RawCase], str]) -> None:
         """Takes records out again, as duplicates or leaks are."""
         gone = {record.id for record in records}
         for record in records:
-            self.reject(record.source, 0, reason, details(record), {"id": record.id, "question": record.question})
+            self.reject_case(record, reason, details(record))
         self.records = [record for record in self.records if record.id not in gone]
 
     def lines(self) -> list[str]:
@@ -176,7 +180,7 @@ def _read(
             row = _headed(row, called)
         try:
             record = _record(row, forced, f"{called}:{number}", folders, rights, called)
-            record = without_identifiers(record, privacy)
+            record = replace(without_identifiers(record, privacy), file=called, row=number)
         except Rejected as rejected:
             content = "left out, since it may identify a person" if rejected.reason == "identifying" else _shown(row)
             found.reject(called, number, rejected.reason, str(rejected), content)
