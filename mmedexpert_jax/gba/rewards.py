@@ -85,6 +85,8 @@ REWARDS: dict[str, Reward] = {
 FOREIGN = {"prompt", "prompts", "completion", "completions", "completion_ids", "response", "responses", "response_str"}
 FOREIGN |= {"solution", "solution_str", "predict", "predicts", "predict_str", "ground_truth", "ground_truths"}
 FOREIGN |= {"data_source", "extra_info", "reward_input", "reward_inputs"}
+# and what they call the key of a case
+KEYS = {"ground_truth", "ground_truths", "solution", "label", "labels", "target", "targets", "reference", "gold"}
 GATED = ("format", "structure")  # rewards of form
 SURE = ("accuracy", "format", "structure", "length", "answer_first")  # of ours, which never abstain
 
@@ -173,9 +175,10 @@ def _check_takes(function: Reward, positional: Sequence[str], keywords: Sequence
         names = list(signature.parameters)
         if names[:2] in (["text", "case"], ["texts", "cases"]):
             raise TypeError("it takes the text before the case")
-        # a second parameter is given by its place, whatever its name
-        if names[0] != positional[0] and FOREIGN & (needed - {*names[1:2]}):
-            raise TypeError(f"it takes {min(FOREIGN & needed)}, as rewards of another trainer do")
+        # a second parameter is given the completion by its place, whatever its name, unless that means the key
+        second = {*names[1:2]}
+        if names[0] != positional[0] and (FOREIGN & (needed - second) or KEYS & second):
+            raise TypeError(f"it takes {min(FOREIGN & needed | KEYS & second)}, as rewards of another trainer do")
     except TypeError as error:
         raise ConfigError(
             f"{place}: {error}; define it as f(case, text, **_), or for all completions at once as f(cases, texts, **_)"

@@ -405,7 +405,8 @@ def _layout(
 
 def _split_images(conversation: Conversation) -> tuple[list[dict[str, Any]], list[Any]]:
     """Messages with bare image parts for the template, and the full image parts in order of appearance."""
-    if isinstance(conversation, str | bytes) or not all(isinstance(message, Mapping) for message in conversation):
+    is_list = isinstance(conversation, Sequence) and not isinstance(conversation, str | bytes)
+    if not is_list or not all(isinstance(message, Mapping) for message in conversation):
         raise DataError(
             f"a conversation is a list of messages, such as [{{'role': 'user', 'content': 'text'}}]; got "
             f"{border.shown(conversation)}"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import ImageConfig, Processor, mrope_positions, patch_positions
 from mmedexpert_jax.processing.chat_template import QWEN2_VL_TEMPLATE
@@ -245,6 +246,9 @@ def test_prompts_over_the_limit_are_refused_not_cut(processor):
     ("conversation", "message"),
     [
         ([], "empty conversation"),
+        ("Which?", "a conversation is a list of messages, .*; got 'Which\\?'"),
+        ({"role": "user", "content": "x"}, "a conversation is a list of messages"),
+        (Case("c1", "Which?", (), "yes"), "a conversation is a list of messages, .*; got Case"),
         ([{"role": "user"}], "message 1 needs a role and a content"),
         ([{"content": "x"}], "message 1 needs a role"),
         ([{"role": "user", "content": "x"}, {"role": "user", "content": [{"type": "image"}]}], "message 2: a part is"),
