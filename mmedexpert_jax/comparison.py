@@ -272,15 +272,19 @@ _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": 
 _NUMBERED = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)(?=\d)", re.IGNORECASE)
 # no part of a Greek word, and no "μg"
 _GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?![μΜ][a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
+# Arabic is written with its short vowels and without, as are the hamza and madda of an alif; U+0640 only fills a line.
+_ARABIC = str.maketrans(dict.fromkeys("أإآٱ", "ا")) | dict.fromkeys([*range(0x064B, 0x0653), 0x0640, 0x0670])
 
 
 def plain_letters(text: str, joint: str = "-") -> str:
     """`text` with Latin letters without accents in words of five letters and more ("Barré", "Sjögren"), since shorter
-    ones are told apart by them in many languages ("côte", "côté"), and lone Greek letters by name ("β-blocker")."""
+    ones are told apart by them in many languages ("côte", "côté"), Arabic without signs of vowels, and lone Greek
+    letters by name ("β-blocker")."""
     text = _NUMBERED.sub(rf"\1{joint}", text)
     if text.isascii():
         return text
     text = _LONG.sub(lambda word: "".join(map(_unaccented, word[0])), unicodedata.normalize("NFC", text))
+    text = text.translate(_ARABIC)
     return _GREEK.sub(lambda letter: _name_of(letter, joint), text)
 
 

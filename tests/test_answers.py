@@ -339,6 +339,8 @@ def test_what_one_sign_tells_apart_is_not_the_same(one, other):
         ("ไข้", "ไข้"),
         # letters
         ("Guillain-Barré syndrome", "Guillain-Barre syndrome"),
+        ("التهابٌ رئويّ", "التهاب رئوي"),
+        ("أنفلونزا", "انفلونزا"),
         ("Löffler syndrome", "Loeffler syndrome"),
         ("Löffler syndrome", "Loffler syndrome"),
         ("Café-au-lait spots", "cafe-au-lait spots"),
@@ -471,6 +473,8 @@ def test_f1_takes_a_number_as_one_word():
     ("inside", "options", "letter"),
     [
         ("Guillain-Barré syndrome", ("Guillain-Barre syndrome", "Lupus"), "A"),
+        ("ذات الرئة", ("ذات الرّئة", "أنفلونزا"), "A"),
+        ("آلام", ("الام", "آلام"), "B"),  # told apart where options differ by the sign alone
         ("Loeffler syndrome", ("Lupus", "Löffler syndrome"), "B"),
         ("beta", ("α", "β", "γ"), "B"),
         ("<5mm", ("> 5 mm", "< 5 mm", "5 mm"), "B"),
