@@ -1,5 +1,6 @@
 """The prompts of a run as batches of few shapes, so that little is compiled and little is padded."""
 
+import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -172,6 +173,13 @@ def overlong(processor: Processor, guidelines: Guidelines, rounds: int, limit: i
     sizes = dict(zip(new, in_order(size, new.values()), strict=True))
     known |= {key: one for key, one in sizes.items() if one is not None}
     return {new[key].case.id for key, one in sizes.items() if one is None}
+
+
+def check_sizes(processor: Processor, guidelines: Guidelines, rounds: int, limit: int, count: int) -> None:
+    """Raises DataError where one of the `count` prompts of the longest texts of a run is over the limit."""
+    prompts = _unknown(guidelines, rounds, {}).values()
+    for prompt in heapq.nlargest(count, prompts, key=lambda prompt: len(str(prompt.conversation))):
+        _encode(processor, prompt, limit)
 
 
 def _unknown(guidelines: Guidelines, rounds: int, known: Sizes) -> dict[tuple, Prompt]:

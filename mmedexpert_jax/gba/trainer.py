@@ -30,7 +30,7 @@ from mmedexpert_jax.gba.advantages import (
     with_lengths,
 )
 from mmedexpert_jax.gba.ahead import Ahead
-from mmedexpert_jax.gba.batches import Batches, Sizes, overlong
+from mmedexpert_jax.gba.batches import Batches, Sizes, check_sizes, overlong
 from mmedexpert_jax.gba.difficulty import difficulties, selected, tell_equal
 from mmedexpert_jax.gba.explain import explain
 from mmedexpert_jax.gba.guidelines import Difficulties, Guidelines, load_texts
@@ -245,6 +245,14 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     levels = difficulties(cases, config.curriculum, rates)
     if rates is None:
         tell_equal(config.curriculum, levels)
+
+
+def check_longest(config: ConfigDict, cases: list[Case], processor: Processor, count: int) -> None:
+    """Raises DataError where one of the `count` longest prompts of the first epoch is over `max_prompt_length`."""
+    levels = difficulties(cases, config.curriculum, dict.fromkeys((case.id for case in cases), 0.0))
+    guidelines = _guidelines(config, cases, levels)
+    rounds = (config.steps or guidelines.steps(config.epochs)) * (1 + refills(config))
+    check_sizes(processor, guidelines, min(rounds, guidelines.steps(1)), config.max_prompt_length, count)
 
 
 def _check(config: ConfigDict) -> None:

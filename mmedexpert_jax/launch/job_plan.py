@@ -1,6 +1,7 @@
 """`--config.plan=True`: what a job would read, do, need and write, without loading weights."""
 
 import contextlib
+import heapq
 import itertools
 import re
 from collections import Counter, deque
@@ -31,6 +32,7 @@ REPEATABLE = ("dataset", "evaluate", *STAGED)  # they reuse what is done and may
 TRAINED = ("dsa", "gba", "pretrain")
 LOW_LR = 5e-6  # below it, AdamW's steps of a LoRA delta are lost in a few hundred steps
 DECODED = 2000  # images that a plan decodes, in a minute or so; of more it makes sure that they can be read
+LONGEST = 64  # cases, by their text, whose prompts a plan measures; a run measures all
 COUNTED = ("dsa", "gba", "merge", "evaluate", "export")  # jobs of one model, whose memory and disk are counted
 
 
@@ -108,6 +110,8 @@ def preflight(config: ConfigDict) -> None:
         for split in ("train", *sorted(held_out - {"train"})):
             cases = load_cases(config.data.path, split, limit=config.limit, seed=config.seed)
             _check_cases(cases, split, stage.job, stage.get("specialty", "all"), config.data.path, decode=config.plan)
+            if config.plan and split == "train":
+                _check_longest(stage, cases)
             if stage.job == "gba" and split == "train":
                 from mmedexpert_jax.gba import trainer
 
@@ -119,6 +123,25 @@ def preflight(config: ConfigDict) -> None:
         from mmedexpert_jax.plan.architecture import architecture
 
         architecture(config.model.path)
+
+
+def _check_longest(config: ConfigDict, cases: list[Case]) -> None:
+    """Raises DataError where a training case of the longest is over a limit of tokens, with a model that is here."""
+    here = config.model.path in INSTALLED or Path(config.model.path).expanduser().is_dir()
+    if config.overlong != "error" or not here:
+        return
+    from mmedexpert_jax.models import load_processor
+
+    processor = load_processor(config.model.path)
+    if config.job == "gba":
+        from mmedexpert_jax.gba import trainer
+
+        trainer.check_longest(config, cases, processor, LONGEST)
+        return
+    from mmedexpert_jax.sft.examples import Examples
+
+    learned = [case for case in cases if config.get("specialty", "all") in (case.specialty, "all", "mixed")]
+    Examples(heapq.nlargest(LONGEST, learned, key=lambda case: len(case.question + case.trace)), processor, config)
 
 
 def _as_given(message: str, config: ConfigDict) -> str:
