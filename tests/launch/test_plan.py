@@ -217,7 +217,13 @@ def test_the_estimate_for_an_h100_is_near_what_was_compiled_for_one(name):
 @pytest.fixture
 def little(tiny_checkpoint, tiny_cases):
     """Fields of a gradient that compiles in seconds."""
-    fields = {"model.path": tiny_checkpoint, "data.path": tiny_cases, "lora.rank": 2, "max_new_tokens": 8, "overlong": "drop"}
+    fields = {
+        "model.path": tiny_checkpoint,
+        "data.path": tiny_cases,
+        "lora.rank": 2,
+        "max_new_tokens": 8,
+        "overlong": "drop",
+    }
     return fields | {"max_prompt_length": 256, "plan": True, "plan_compile": True, "eval.every": -1}
 
 
