@@ -18,6 +18,7 @@ from mmedexpert_jax.launch.job_plan import INSTALLED, check_models
 from mmedexpert_jax.processing.processor import IMAGES, TEMPLATES, TOKENIZERS
 from mmedexpert_jax.rollout.decode import Completions
 from mmedexpert_jax.rollout.desk import Choice, Desk
+from mmedexpert_jax.runtime.progress import doing
 
 VOTES = "votes.jsonl"  # in the workdir
 CONNECTIONS = 64  # beyond those in the queue; uvicorn answers any more with 503
@@ -52,7 +53,8 @@ def run(config: ConfigDict) -> None:
     host, port = socket.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     try:
-        desk.warm_up()
+        with doing("compiling"):
+            desk.warm_up()
         socket.listen(settings.backlog)  # who reads the next line may connect at once; uvicorn listens a moment later
         print(f"serving {', '.join(desk.loras)} on http://{host}:{port}/v1, a page at / (stop with Ctrl-C)", flush=True)
         if config.host not in LOOPBACK and not key:
@@ -141,10 +143,11 @@ def open_desk(config: ConfigDict) -> Desk:
     """The desk over the model of a config, and over its adapters if it names any. Raises ConfigError."""
     path, dtype = config.model.path, config.model.dtype
     _check_context(config)
-    model, params, lora = models.load_policy(path, dtype=dtype, seed=config.seed)
-    loras = {_name(config): lora}
-    for name, source in _adapters(config).items():
-        loras[name] = lora_module.stack([lora_module.load_peft(part, params) for part in _on_base(source, path)])
+    with doing(f"loading {path}"):
+        model, params, lora = models.load_policy(path, dtype=dtype, seed=config.seed)
+        loras = {_name(config): lora}
+        for name, source in _adapters(config).items():
+            loras[name] = lora_module.stack([lora_module.load_peft(part, params) for part in _on_base(source, path)])
     limits = config.get("rows", 1), config.get("queue", 1), config.max_prompt_length, config.max_new_tokens
     return Desk(model, params, loras, models.load_processor(path), *limits)
 
