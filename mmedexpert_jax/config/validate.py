@@ -384,20 +384,26 @@ def check_model(key: str, path: str) -> None:
     kinds = ["*.safetensors", "export/*/*.safetensors", "recipe.json", "export/model/recipe.json"]
     kinds += ["ckpt/*/manifest.json"] if key in ("experts", "mergekit") else []
     if not folder.is_dir() or not any(next(folder.glob(kind), None) for kind in kinds):
-        hint = "; give the folder of the model" if folder.is_file() else _first(path)
-        files = [*folder.glob("*/*.safetensors"), *folder.glob("snapshots/*/*.safetensors")]
-        inside = sorted({str(file.parent.relative_to(folder)) for file in files}, key=_counted)
-        if len(inside) == 1:
-            hint = f"; its folder {inside[0]} does: give that"
-        elif inside:
-            hint = f"; its folders {border.listing(inside, 6)} do: give one"
-        if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
-            hint = "; transformers' save_pretrained writes weights of another format as safetensors"
-        if experts := [str(place.parent) for place in sorted(folder.glob("*/export"))]:
-            hint = f"; its folders of runs do: {', '.join(experts[:8])}"
-        if next(folder.glob("model_world_size_*.pt"), None):
-            hint = "; verl's model_merger (python -m verl.model_merger merge) writes them as safetensors"
-        raise DataError(f"config.{key}: {path} holds no weights (*.safetensors) and no finished run's export/{hint}")
+        raise DataError(f"config.{key}: {no_weights(path)}")
+
+
+def no_weights(path: str) -> str:
+    """The line on a path without weights, with where these may be: in a folder of it, or in another format."""
+    folder = Path(path).expanduser()
+    hint = "; give the folder of the model" if folder.is_file() else _first(path)
+    files = [*folder.glob("*/*.safetensors"), *folder.glob("snapshots/*/*.safetensors")]
+    inside = sorted({str(file.parent.relative_to(folder)) for file in files}, key=_counted)
+    if len(inside) == 1:
+        hint = f"; its folder {inside[0]} does: give that"
+    elif inside:
+        hint = f"; its folders {border.listing(inside, 6)} do: give one"
+    if any(next(folder.glob(kind), None) for kind in ("*.bin", "*.pt", "*.pth", "*.gguf")):
+        hint = "; transformers' save_pretrained writes weights of another format as safetensors"
+    if experts := [str(place.parent) for place in sorted(folder.glob("*/export"))]:
+        hint = f"; its folders of runs do: {', '.join(experts[:8])}"
+    if next(folder.glob("model_world_size_*.pt"), None):
+        hint = "; verl's model_merger (python -m verl.model_merger merge) writes them as safetensors"
+    return f"{path} holds no weights (*.safetensors) and no finished run's export/{hint}"
 
 
 def _counted(name: str) -> list[tuple[int, str]]:

@@ -7,8 +7,10 @@ from typing import Any
 from mmedexpert_jax import hub
 from mmedexpert_jax import lora as lora_module
 from mmedexpert_jax.config.fields import HUB_ID
+from mmedexpert_jax.config.validate import no_weights
 from mmedexpert_jax.errors import DataError, RemoteError
 from mmedexpert_jax.models.stored_tensors import read_json
+from mmedexpert_jax.runtime.files import is_run
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 # What a job chose for all that it loads (config.model): the base under an adapter, an image's area in pixels, and the
@@ -100,7 +102,10 @@ def locate(src: str | Path) -> Path:
     path = MINI if str(src) == "mini" else Path(src).expanduser()
     if path.is_dir():
         exports = [path / "export" / "model", path / "export" / "adapter"]
-        return next((export for export in exports if export.is_dir()), path)
+        found = next((export for export in exports if export.is_dir()), path)
+        if found == path and is_run(path):  # a run that is not finished, or a folder of runs
+            raise DataError(no_weights(str(src)))
+        return found
     if path.exists():
         raise DataError(f"{path} is a file; give the directory of the model")
     if not HUB_ID.fullmatch(str(src)):

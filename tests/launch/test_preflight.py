@@ -15,6 +15,7 @@ from mmedexpert_jax.errors import DataError
 from mmedexpert_jax.launch import console, load_config
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.launch.job_plan import beyond_positions
+from mmedexpert_jax.models import load_model, load_processor
 from mmedexpert_jax.models.locate import MINI
 from mmedexpert_jax.plan import hardware, hours
 from mmedexpert_jax.plan.budget import count, filter_answers, lines, problem
@@ -390,5 +391,8 @@ def test_the_plan_of_a_run_that_is_over_says_so(tmp_path, capsys):
 def test_a_folder_of_experts_names_them(tmp_path):
     for name in ("AM", "CSI"):
         (tmp_path / name / "export" / "model").mkdir(parents=True)
-    with pytest.raises(DataError, match=rf"its folders of runs do: {tmp_path}/AM, {tmp_path}/CSI$"):
-        check_model("model.path", str(tmp_path))
+    for name in ("STATUS.json", "cmd.txt", "env.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+    for read in (lambda path: check_model("model.path", path), load_model, load_processor):
+        with pytest.raises(DataError, match=rf"its folders of runs do: {tmp_path}/AM, {tmp_path}/CSI$"):
+            read(str(tmp_path))
