@@ -310,8 +310,9 @@ def _ends(low: float, high: float) -> str:
 
 
 def _signed(share: float) -> str:
-    """A difference of shares in points."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}"  # no -0.0
+    """A difference of shares in points; to two digits where one would hide on which side of 0 it is."""
+    points = 100 * share
+    return f"{points:+.1f}" if abs(points) >= 0.05 or not points else f"{points:+.2f}"
 
 
 def _digits(value: float) -> str:
