@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -245,6 +246,12 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     levels = difficulties(cases, config.curriculum, rates)
     if rates is None:
         tell_equal(config.curriculum, levels)
+    if (config.perception or config.perception_entropy) and cases and not any(case.images for case in cases):
+        logging.getLogger(__name__).warning(
+            "config.objective=%s: no case has a picture, so that its term of perception is 0 and its second pass is in "
+            "vain; set objective=grpo",
+            config.objective,
+        )
 
 
 def check_longest(config: ConfigDict, cases: list[Case], processor: Processor, count: int) -> None:

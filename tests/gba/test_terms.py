@@ -1,17 +1,21 @@
 """Terms beside the surrogate, the moved reference, weights by specialty: formulas written out, and runs."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, Interrupted
 from mmedexpert_jax.gba import advantages, trainer
 from mmedexpert_jax.gba.objective import Objective, Tokens, policy_terms
 from mmedexpert_jax.gba.rollouts import Rollout
+from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.processing.processor import Encoded
 from mmedexpert_jax.runtime import Run
 from mmedexpert_jax.runtime.checkpoints import Checkpoints
@@ -280,6 +284,14 @@ def test_an_own_term_that_fails_is_one_line_before_any_work(short, tmp_path, bod
     (tmp_path / "mine.py").write_text(f"def f(tokens):\n    {body}\n")
     with pytest.raises(ConfigError, match=said):
         trainer.preflight(short(tmp_path / "run", terms=(f"{tmp_path}/mine.py:f=0.1",)), [])
+
+
+def test_a_term_of_perception_without_pictures_is_told(caplog):
+    text = Case("c1", "Her score?", ("1", "2"), "A")
+    seen = replace(text, images=(Image.new("RGB", (28, 28)),))
+    for objective, cases in (("papo", [text]), ("papo", [text, seen]), ("grpo", [text])):
+        trainer.preflight(load_config("configs/gba.py", {"objective": objective}), cases)
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["config.objective=papo"]
 
 
 def test_an_own_surrogate_estimator_and_term_are_files(short, tmp_path, plain):
