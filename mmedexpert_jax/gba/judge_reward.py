@@ -16,7 +16,6 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.gba.askers import OWN, Asker, Network, chat_of, endpoint_asker, guarded, network_of, stored
 
 KINDS = ("rubric", "pairwise")
-REPLY = 256  # tokens of a judge's reply: one line, and room for a word before it
 RUBRIC = (
     "Is the reasoning medically sound, does it follow from the findings of the case, and does it lead to the answer "
     "that is given? A wrong answer gets at most 3."
@@ -87,10 +86,10 @@ class JudgeReward:
         rubric = rubric or RUBRIC
         by_prompt = config.group_by == "prompt"
         if group.path:
-            answer = chat_of(network_of(group.path, own), REPLY)
-            ask = stored(answer, f"{name_of(group.path, config)} judge", store)
+            answer = chat_of(network_of(group.path, own), group.max_tokens)
+            ask = stored(answer, f"{name_of(group.path, config)} judge of {group.max_tokens} tokens", store)
             return cls(ask, kind, rubric, sends=False, by_prompt=by_prompt)
-        ask = guarded(endpoint_asker(endpoint_of(config, "judge", REPLY), store), group.privacy)
+        ask = guarded(endpoint_asker(endpoint_of(config, "judge"), store), group.privacy)
         return cls(ask, kind, rubric, group.privacy, by_prompt=by_prompt)
 
     def __call__(
@@ -148,15 +147,18 @@ def report_sent(cases: Sequence[Case], texts: Sequence[str], reported: set[str],
     reported.update(name for name, found in new.items() if found)
 
 
-def endpoint_of(config: ConfigDict, name: str, max_tokens: int) -> Any:
-    """The endpoint of a group of `config.rewards`. Raises ConfigError: no URL or model, no such key."""
+def endpoint_of(config: ConfigDict, name: str, **own: Any) -> Any:
+    """The endpoint of a group of `config.rewards`, with `own` in place of its fields.
+
+    Raises ConfigError: no URL or model, no such key.
+    """
     from mmedexpert_jax.remote.protocol import endpoint
 
     group = config.rewards[name]
     for key in ("url", "model"):
         if not group[key]:
             raise ConfigError(f"config.rewards.{name}.{key} is empty; name the {key}, or a model in process as path")
-    found = endpoint(group, temperature=0.0, max_tokens=max_tokens)
+    found = endpoint(group, temperature=0.0, **own)
     found.key()
     return found
 

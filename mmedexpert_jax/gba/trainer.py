@@ -60,7 +60,8 @@ ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0
 HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
 # what to look at where a reward of ours gives no number
 ABSTAINED = {
-    "judge": "no reply could be read: see judge.sqlite in the run directory, and name a model that keeps to the form",
+    "judge": "no reply could be read: see judge.sqlite in the run directory; raise rewards.judge.max_tokens for a "
+    "model that thinks, or name one that keeps to the form",
     "similarity": "it is for open questions, and embeddings.sqlite in the run directory has what the embedder gave",
     "token_f1": "it is for open questions",
 }

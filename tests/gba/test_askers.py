@@ -12,7 +12,7 @@ from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, RemoteError
 from mmedexpert_jax.gba import askers, rewards
 from mmedexpert_jax.gba.askers import endpoint_asker, network_of, stored, tower_of
-from mmedexpert_jax.gba.judge_reward import JudgeReward
+from mmedexpert_jax.gba.judge_reward import JudgeReward, endpoint_of
 from mmedexpert_jax.gba.similarity import SimilarityReward, cosine
 from mmedexpert_jax.models import Model, load_model, load_processor
 from tests.remote.loopback import Loopback, Misbehaviour
@@ -31,6 +31,31 @@ def said(text):
 
 def judge(ask, kind="rubric"):
     return JudgeReward(ask, kind, "Sound?", sends=False)
+
+
+def thinks(body):
+    """A server's answer of a model that thinks: nothing is left of too few tokens (OpenAI's and vLLM's form)."""
+    cut = body["max_completion_tokens"] < 1000
+    message = {"role": "assistant", "content": None if cut else "Score: 8", "reasoning_content": "Let me see."}
+    choice = {"message": message, "finish_reason": "length" if cut else "stop"}
+    return 200, {}, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}}).encode()
+
+
+@pytest.mark.parametrize(("fields", "score"), [({}, None), ({"rewards.judge.max_tokens": 2048}, 0.8)])
+def test_a_judge_that_thinks_has_the_tokens_it_is_given(tmp_path, fields, score):
+    with Loopback(raw=thinks) as server:
+        named = {"rewards.judge.weight": 1.0, "rewards.judge.url": server.url, "rewards.judge.model": "m"}
+        config = load_config("configs/gba.py:mini", named | fields)
+        assert JudgeReward.from_config(config, tmp_path)([CHOICE], ["x"]) == [score]
+
+
+def test_a_reward_that_asks_has_the_limits_of_its_fields():
+    fields = {"timeout": 5.0, "max_attempts": 2, "requests_per_minute": 3, "tokens_per_minute": 400}
+    for name, own in (("judge", {"effort": "low", "max_tokens": 7}), ("similarity", {})):
+        group = {"url": "http://h/v1", "model": "m"} | fields | own
+        config = load_config("configs/gba.py:mini", {f"rewards.{name}.{key}": value for key, value in group.items()})
+        found = endpoint_of(config, name)
+        assert {key: getattr(found, key) for key in group} == group
 
 
 # Never twice ----------------------------------------------------------------------------------------------------------

@@ -608,7 +608,8 @@ def test_a_judge_that_answers_nonsense_is_named_at_its_first_step(capsys):
         trainer._tell_silent(scores, step, told)
     assert capsys.readouterr().out == (
         "step 2: the reward judge abstained on all 2 completions, which count without it; no reply could be read: see "
-        "judge.sqlite in the run directory, and name a model that keeps to the form\n"
+        "judge.sqlite in the run directory; raise rewards.judge.max_tokens for a model that thinks, or name one that "
+        "keeps to the form\n"
     )
 
 
