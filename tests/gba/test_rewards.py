@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import sys
 import threading
 import time
@@ -712,3 +713,34 @@ def test_weights_by_mean_reward_are_refused_where_rewards_may_be_negative(field)
     config = load_config("configs/gba.py", {"objective": "drpo"} | field)
     with pytest.raises(ConfigError, match="may make negative; leave it out, or set advantage_weights=equal"):
         trainer.preflight(config, [CASE])
+
+
+GOOD = "a good long answer"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected", "count"),
+    [
+        ([GOOD, GOOD, "bad", "bad"], [1, 1, 0, 0], 1),
+        ([GOOD, "bad", GOOD, GOOD], [1, 0, 1, 1], 1),
+        (["middling", "bad", GOOD, "middling", "bad"], [0.5, 0, 1, 0.5, 0], 3),
+        (["same"] * 3, [0.5] * 3, 0),
+        (["alone"], [None], 0),
+    ],
+)
+def test_a_pairwise_judge_gives_equal_texts_one_share(texts, expected, count):
+    """A fair judge, whom two equal texts would force to guess, prefers the longer."""
+    asked = set()
+
+    def ask(prompts):
+        asked.update(prompts)
+        found = [re.search(r"Response A:\n(.*)\n\nResponse B:\n(.*)\n\nRubric", prompt) for prompt in prompts]
+        assert all(one[1] != one[2] for one in found)
+        return [f"Better: {'A' if len(one[1]) > len(one[2]) else 'B'}" for one in found]
+
+    judge = JudgeReward(ask, "pairwise", "sound reasoning", sends=False)
+    assert judge([CASE] * len(texts), texts, paradigms=["bayesian"] * len(texts)) == expected
+    assert len({frozenset(re.findall(r"Response [AB]:\n(.*)\n", prompt)) for prompt in asked}) == count
+    # the same texts under another paradigm are of another group
+    other = judge([CASE] * (len(texts) + 1), [*texts, GOOD], paradigms=["bayesian"] * len(texts) + ["intuitive"])
+    assert other == [*expected, None]
