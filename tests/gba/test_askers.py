@@ -162,7 +162,7 @@ def test_a_judge_that_dies_abstains_on_nothing(tmp_path):
         asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
         assert judge(asked)([CHOICE], ["x"]) == [0.5]
     with pytest.raises(
-        RemoteError, match=r"answers nothing .*ConnectError.*; see that it is up, then run the same command"
+        RemoteError, match=r"answers nothing .*ConnectError.*; see that it is up and takes such texts, then run"
     ):
         judge(asked)([CHOICE] * 2, ["x", "y"])
 
@@ -175,6 +175,42 @@ def test_a_judge_that_fails_on_every_text_of_a_step_ends_it(tmp_path):
         asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
         with pytest.raises(RemoteError, match=r"answers nothing .server: "):
             judge(asked)([CHOICE] * 3, ["x", "y", "z"])
+
+
+HTML, LONG = b"<html>busy</html>", b'{"error": {"message": "This model\'s maximum context length is 4096 tokens."}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, {"content-type": "text/html"}, HTML), "malformed: "),
+        ((200, {}, b'{"choices": []}'), "malformed: "),
+        ((400, {}, LONG), "rejected: .*maximum context length"),
+        ((413, {}, b""), "rejected: "),
+        ((404, {}, b'{"error": {"message": "no such route"}}'), "."),
+    ],
+)
+def test_a_judge_that_answers_no_text_of_a_step_ends_it_whatever_it_says(tmp_path, answer, said):
+    """After it has answered others, too; what it fails on beside such as it answers is an abstention."""
+    fails = ["none"]
+    with Loopback(
+        lambda body: "Score: 5", raw=lambda body: answer if fails[0] in body["messages"][-1]["content"] else None
+    ) as server:
+        asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
+        assert judge(asked)([CHOICE] * 2, ["w", "x"]) == [0.5] * 2
+        fails[0] = "a bad one"
+        if answer[0] != 404:  # of a server that lacks the model
+            assert judge(asked)([CHOICE] * 2, ["a bad one", "y"]) == [None, 0.5]
+        fails[0] = "bad"
+        with pytest.raises(RemoteError, match=said) as error:
+            judge(asked)([CHOICE] * 3, ["bad 1", "bad 2", "bad 3"])
+        assert "\n" not in str(error.value)
+
+
+def test_a_filter_that_stops_every_text_of_a_step_has_answered(tmp_path):
+    with Loopback(lambda body: "Score: 5", misbehaviour=Misbehaviour(filtered=1.0)) as server:
+        asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
+        assert judge(asked)([CHOICE] * 3, ["x", "y", "z"]) == [None] * 3
 
 
 def test_a_judge_has_its_own_tries_and_time(tmp_path):
@@ -247,9 +283,13 @@ def test_an_accepted_answer_that_may_identify_a_person_is_reported_as_it_is_sent
 
 @pytest.mark.parametrize("vector", [[], "[1, 2]", [1, None], [float("nan"), 1.0], {"a": 1}, None, [True, False]])
 def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
-    with Loopback(embed=lambda body: vector) as server:
+    """Of one text among others; where no text has one, the server is no embedder."""
+    with Loopback(embed=lambda body: [1.0, 0.0] if body["input"] in OPEN.golds else vector) as server:
         embed = endpoint_asker(endpoint(server), tmp_path / "e.sqlite", embeds=True)
         assert SimilarityReward(embed, sends=False)([OPEN], [said("x")]) == [None]
+    with Loopback(embed=lambda body: vector) as server, pytest.raises(RemoteError, match=r"answers nothing .malformed"):
+        embed = endpoint_asker(endpoint(server), tmp_path / "none.sqlite", embeds=True)
+        SimilarityReward(embed, sends=False)([OPEN], [said("x")])
 
 
 @pytest.mark.parametrize(
