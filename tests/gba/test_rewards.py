@@ -402,6 +402,40 @@ def test_a_call_that_hangs_is_given_up(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("time.sleep(20)", "reward blocks, case case-7"),
+        ("await inner()", "reward blocks, case case-7"),
+        ("await asyncio.create_task(inner())", "a task of an own function"),
+    ],
+)
+def test_a_coroutine_that_blocks_is_given_up(tmp_path, monkeypatch, body, named):
+    """It holds the loop of all, and so every limit of time; what comes after it has a loop that runs."""
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.GRACE", 0.2)
+    (tmp_path / "own.py").write_text(
+        "import asyncio, time\nasync def inner():\n    time.sleep(20)\n"
+        f"async def blocks(case, text, **_):\n    await asyncio.sleep(0.05)\n    {body}\n"
+        "async def fine(case, text, **_):\n    await asyncio.sleep(0.4)\n    return 0.5\n"
+    )
+    began = time.monotonic()
+    said = rf"^{named} blocks the event loop of all coroutines for 0.3 s: await asyncio.to_thread"
+    with pytest.raises(ConfigError, match=said):
+        scored(f"{tmp_path}/own.py:blocks", ["x", "y"], timeout=0.3)
+    assert time.monotonic() - began < 10
+    assert scored(f"{tmp_path}/own.py:fine", ["x"], timeout=5.0).values[0, 0, -1] == 0.5
+
+
+def test_a_loop_that_is_busy_for_less_than_the_limit_is_waited_for(tmp_path, monkeypatch):
+    """As often as it may be: a coroutine that computes a little is no fault, though all together take long."""
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.GRACE", 0.2)
+    (tmp_path / "own.py").write_text(
+        "import time\nasync def busy(case, text, **_):\n    time.sleep(0.3)\n    return 0.5\n"
+    )
+    values = scored(f"{tmp_path}/own.py:busy", ["x"] * 6, timeout=0.5).values
+    assert values[0, :, -1].tolist() == [0.5] * 6
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         ("return 'high'", "reward f gave 'high' on case case-7; rewards must be finite numbers"),
