@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -246,6 +247,11 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     levels = difficulties(cases, config.curriculum, rates)
     if rates is None:
         tell_equal(config.curriculum, levels)
+    if config.rewards.judge.weight and (seen := sum(case.modality == "image" for case in cases)):
+        logging.getLogger(__name__).warning(
+            "config.rewards.judge reads texts alone: %d of %d cases have images, which it is not shown",
+            *(seen, len(cases)),
+        )
 
 
 def check_longest(config: ConfigDict, cases: list[Case], processor: Processor, count: int) -> None:

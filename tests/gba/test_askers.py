@@ -1,16 +1,18 @@
 """Rewards that ask: endpoints and models in process, each text once, what goes wrong with them."""
 
+import dataclasses
 import json
 import math
 import time
 
 import pytest
+from PIL import Image
 
 from mmedexpert_jax import remote
 from mmedexpert_jax.config.job_config import load_config
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, RemoteError
-from mmedexpert_jax.gba import askers, rewards
+from mmedexpert_jax.gba import askers, rewards, trainer
 from mmedexpert_jax.gba.askers import endpoint_asker, network_of, stored, tower_of
 from mmedexpert_jax.gba.judge_reward import JudgeReward, endpoint_of
 from mmedexpert_jax.gba.similarity import SimilarityReward, cosine
@@ -304,3 +306,15 @@ def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
 def test_a_reward_that_has_nobody_to_ask_is_refused(tmp_path, overrides, said):
     with pytest.raises(ConfigError, match=said):
         rewards.from_config(load_config("configs/gba.py:mini", overrides), tmp_path)
+
+
+@pytest.mark.parametrize(("fields", "count"), [({"rewards.judge.weight": 0.5}, 1), ({}, 0)])
+def test_a_judge_that_is_not_shown_the_pictures_is_said_to_read_texts_alone(caplog, fields, count):
+    cases = [CHOICE, dataclasses.replace(CHOICE, id="p", images=(Image.new("RGB", (8, 8)),))]
+    config = load_config("configs/gba.py:mini", {"rewards.judge.path": "policy"} | fields if fields else {})
+    trainer.preflight(config, cases)
+    said = "config.rewards.judge reads texts alone: 1 of 2 cases have images, which it is not shown"
+    assert [record.getMessage() for record in caplog.records].count(said) == count
+    caplog.clear()
+    trainer.preflight(config, cases[:1])
+    assert "texts alone" not in caplog.text
