@@ -72,7 +72,7 @@ def _next(
         beat, task = threading.Event(), asyncio.current_task(loop)
         loop.call_soon_threadsafe(beat.set)
         try:
-            return here.get(timeout=timeout or None)
+            return here.get(timeout=min(timeout, threading.TIMEOUT_MAX) or None)
         except queue.Empty:
             if beat.wait(GRACE) or asyncio.current_task(loop) is not task:
                 continue

@@ -425,6 +425,10 @@ def test_a_coroutine_that_blocks_is_given_up(tmp_path, monkeypatch, body, named)
     assert scored(f"{tmp_path}/own.py:fine", ["x"], timeout=5.0).values[0, 0, -1] == 0.5
 
 
+def test_a_limit_beyond_what_a_lock_can_wait_is_none():
+    assert call_all([Call(lambda: 1, "one")], timeout=1e300) == [1]
+
+
 def test_a_loop_that_is_busy_for_less_than_the_limit_is_waited_for(tmp_path, monkeypatch):
     """As often as it may be: a coroutine that computes a little is no fault, though all together take long."""
     monkeypatch.setattr("mmedexpert_jax.gba.calls.GRACE", 0.2)
