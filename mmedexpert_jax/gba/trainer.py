@@ -243,15 +243,15 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     _try_out(config, files)
     reward.from_config(config, files=files)
     _guidelines(config, cases).warn_unmatched()
-    rates = dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
-    levels = difficulties(cases, config.curriculum, rates)
-    if rates is None:
-        tell_equal(config.curriculum, levels)
     if config.rewards.judge.weight and (seen := sum(case.modality == "image" for case in cases)):
         logging.getLogger(__name__).warning(
             "config.rewards.judge reads texts alone: %d of %d cases have images, which it is not shown",
             *(seen, len(cases)),
         )
+    rates = dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
+    levels = difficulties(cases, config.curriculum, rates)
+    if rates is None:
+        tell_equal(config.curriculum, levels)
 
 
 def check_longest(config: ConfigDict, cases: list[Case], processor: Processor, count: int) -> None:
