@@ -183,7 +183,14 @@ def get_config(preset: str = "mini") -> Config:
     config.rewards.judge.key_env = ""  # environment variable with its key; empty: none is sent
     # text that may identify a person: "report", "redact" or "refuse"
     config.rewards.judge.privacy = one_of("report", "redact", "refuse")
+    # of a reply, hidden reasoning included: a line needs no more; 2048 for a model that thinks
+    config.rewards.judge.max_tokens = Field(256, low=1)
+    config.rewards.judge.effort = ""  # reasoning effort at the endpoint, such as "medium"; empty: not sent
     config.rewards.judge.concurrency = free(16, low=1)  # requests in flight at most
+    config.rewards.judge.requests_per_minute = free(0)  # 0: no limit
+    config.rewards.judge.tokens_per_minute = free(0)  # prompt and completion; 0: no limit
+    config.rewards.judge.timeout = free(300.0, above=0)  # seconds of one attempt
+    config.rewards.judge.max_attempts = free(8, low=1)  # of one request in a step
     config.rewards.judge.budget = free(0.0)  # dollars; 0: no limit
     config.rewards.judge.price_input = 0.0  # dollars per million prompt tokens
     config.rewards.judge.price_output = 0.0  # dollars per million completion tokens
@@ -199,6 +206,10 @@ def get_config(preset: str = "mini") -> Config:
     # text that may identify a person: "report", "redact" or "refuse"
     config.rewards.similarity.privacy = one_of("report", "redact", "refuse")
     config.rewards.similarity.concurrency = free(16, low=1)  # requests in flight at most
+    config.rewards.similarity.requests_per_minute = free(0)  # 0: no limit
+    config.rewards.similarity.tokens_per_minute = free(0)  # of the texts; 0: no limit
+    config.rewards.similarity.timeout = free(300.0, above=0)  # seconds of one attempt
+    config.rewards.similarity.max_attempts = free(8, low=1)  # of one request in a step
     config.rewards.similarity.budget = free(0.0)  # dollars; 0: no limit
     config.rewards.similarity.price_input = 0.0  # dollars per million tokens
     config.rewards.shuffle = False  # negative control: rewards are shuffled among the samples

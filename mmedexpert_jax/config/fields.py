@@ -19,7 +19,14 @@ BENCHMARK = "benchmark:"  # begins a data path that names a benchmark
 HUB = "hub:"  # begins one that names a data set of the hub
 # Fields of GBA and of evaluations that runs and stages were saved without, and the values that leave what these did as
 # it was.
-LATER: dict[str, Any] = {"filter.online": False, "terms": [], "judge.effort": "", "judge.max_tokens": 2048}
+LATER: dict[str, Any] = {
+    "filter.online": False,
+    "terms": [],
+    "rewards.judge.effort": "",
+    "rewards.judge.max_tokens": 256,
+    "judge.effort": "",
+    "judge.max_tokens": 2048,
+}
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")  # owner/name[@revision]
 
 

@@ -22,7 +22,6 @@ Network = Callable[[], tuple[Any, dict, Any, Any]]  # model, parameters, deltas,
 OWN = "policy"  # path of the run's own model, as it begins
 BATCH = 16  # texts that a model in process reads together
 UNREACHED = "connection: ConnectError"  # begins the error of a request that no try could bring to a server
-DOWN = ("connection", "rate-limit", "server", "timeout")  # kinds of errors of a server, and not of what it was sent
 
 
 def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
@@ -38,11 +37,11 @@ def endpoint_asker(endpoint: Any, store: Path, embeds: bool = False) -> Asker:
             requests = [remote.Request([{"role": role, "content": text}]) for text in distinct]
             replies = client.ask(requests)
         # A text may be what a server fails on; where it cannot be reached, or fails on every text, it is no opinion.
-        failed = [reply.error for reply in replies if reply.error.partition(":")[0] in DOWN]
+        failed = [reply.error for reply in replies if reply.error]
         if down := [error for error in failed if error.startswith(UNREACHED) or len(failed) == len(replies) > 1]:
             raise RemoteError(
-                f"{endpoint.host} answers nothing ({border.cut(down[0], 120)}); see that it is up, then run the same "
-                "command"
+                f"{endpoint.host} answers nothing ({border.cut(down[0], 120)}); see that it is up and takes such "
+                "texts, then run the same command"
             )
         by_text = {text: reply.text for text, reply in zip(distinct, replies, strict=True)}
         return [by_text[text] for text in texts]

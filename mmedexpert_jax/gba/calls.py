@@ -7,7 +7,7 @@ import inspect
 import queue
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from mmedexpert_jax.errors import ConfigError, UserError
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from attempt to attempt
 # Bugs, which another attempt would raise again.
 FAULTS = (AttributeError, ImportError, NameError, SyntaxError, TypeError, ZeroDivisionError, NotImplementedError)
+GRACE = 1.0  # seconds in which a loop that only waited for the processor shows that it runs
 _THREAD = threading.local()
 THREADED = "; rewards.workers=1 and rewards.timeout=0 call it in the main thread (not under rollout_ahead)"
 
@@ -44,7 +45,7 @@ def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, wo
         workers: limited calls in flight at most; 1, with a `timeout` of 0: they are called in the caller's thread.
 
     Raises:
-        ConfigError: a call failed `attempts` times; it names the call and the error.
+        ConfigError: a call failed `attempts` times, or is a coroutine that blocks; it names the call and the error.
         UserError: what a call raised of our own kinds, unchanged.
     """
     here: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # what runs in this thread; None: all ran
@@ -55,11 +56,32 @@ def call_all(calls: Sequence[Call], timeout: float = 60.0, attempts: int = 3, wo
         future = asyncio.run_coroutine_threadsafe(_all(calls, timeout, attempts, workers, start), loop)
         future.add_done_callback(lambda _: here.put(None))
         try:
-            while (run := here.get()) is not None:
+            while (run := _next(here, loop, timeout, {call.name for call in calls})) is not None:
                 run()
         finally:
             future.cancel()  # where this thread is interrupted; of what has ended nothing is left to cancel
     return future.result()
+
+
+def _next(
+    here: queue.SimpleQueue, loop: asyncio.AbstractEventLoop, timeout: float, names: Container[str]
+) -> Callable[[], None] | None:
+    """The next item of `here`. Raises ConfigError where one coroutine holds the loop, and with it every limit of
+    time, for longer than `timeout`."""
+    while True:
+        beat, task = threading.Event(), asyncio.current_task(loop)
+        loop.call_soon_threadsafe(beat.set)
+        try:
+            return here.get(timeout=min(timeout, threading.TIMEOUT_MAX) or None)
+        except queue.Empty:
+            if beat.wait(GRACE) or asyncio.current_task(loop) is not task:
+                continue
+            name = task.get_name() if task is not None and task.get_name() in names else "a task of an own function"
+            _loop.cache_clear()  # in a notebook, another call has a loop that runs
+            raise ConfigError(
+                f"{name} blocks the event loop of all coroutines for {timeout:g} s: await asyncio.to_thread(...) in "
+                "it, or make it a plain function"
+            ) from None
 
 
 @functools.cache
@@ -94,7 +116,8 @@ async def _all(
         asyncio.create_task(
             _tried(call, timeout, attempts, gate, start)
             if call.limited
-            else _tried(call, 0, 1, contextlib.nullcontext(), _begin)
+            else _tried(call, 0, 1, contextlib.nullcontext(), _begin),
+            name=call.name,
         )
         for call in calls
     ]
@@ -116,7 +139,8 @@ async def _tried(
     async with gate:
         for attempt in range(1, attempts + 1):
             try:
-                return await asyncio.wait_for(_in_thread(call.function, start), timeout or None)
+                async with asyncio.timeout(timeout or None):  # in this task, which has the call's name
+                    return await _in_thread(call.function, start)
             except UserError:
                 raise
             except Exception as error:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,6 @@ from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.gba.askers import OWN, Asker, Network, chat_of, endpoint_asker, guarded, network_of, stored
 
 KINDS = ("rubric", "pairwise")
-REPLY = 256  # tokens of a judge's reply: one line, and room for a word before it
 RUBRIC = (
     "Is the reasoning medically sound, does it follow from the findings of the case, and does it lead to the answer "
     "that is given? A wrong answer gets at most 3."
@@ -87,10 +86,10 @@ class JudgeReward:
         rubric = rubric or RUBRIC
         by_prompt = config.group_by == "prompt"
         if group.path:
-            answer = chat_of(network_of(group.path, own), REPLY)
-            ask = stored(answer, f"{name_of(group.path, config)} judge", store)
+            answer = chat_of(network_of(group.path, own), group.max_tokens)
+            ask = stored(answer, f"{name_of(group.path, config)} judge of {group.max_tokens} tokens", store)
             return cls(ask, kind, rubric, sends=False, by_prompt=by_prompt)
-        ask = guarded(endpoint_asker(endpoint_of(config, "judge", REPLY), store), group.privacy)
+        ask = guarded(endpoint_asker(endpoint_of(config, "judge"), store), group.privacy)
         return cls(ask, kind, rubric, group.privacy, by_prompt=by_prompt)
 
     def __call__(
@@ -113,13 +112,15 @@ class JudgeReward:
         return [read_score(reply) for reply in self.ask(asked)]
 
     def _wins(self, cases: Sequence[Case], texts: Sequence[str], by: Sequence[Any]) -> list[float | None]:
-        """Each completion against the next of its group, those of one key in `by`, in a cycle, in an order that a hash
-        chooses."""
-        groups = defaultdict(list)
-        for place, key in enumerate(by):
-            groups[key].append(place)
+        """Each text of a group, those of one key in `by`, against the next other one, in a cycle, in an order that a
+        hash chooses. Equal texts have one share; half where all of a group are equal, of which nothing is asked."""
+        first: dict[tuple[Any, str], int] = {}  # (group, text) -> the completion that stands for those equal to it
+        cycles, sizes = defaultdict(list), Counter(by)
+        for place, one in enumerate(zip(by, texts, strict=True)):
+            if first.setdefault(one, place) == place:
+                cycles[one[0]].append(place)
         pairs = [
-            pair for places in groups.values() if len(places) > 1
+            pair for places in cycles.values() if len(places) > 1
             for pair in zip(places, places[1:] + places[:1], strict=True)
         ]  # fmt: skip
         ordered = [pair if _digest(texts[pair[0]], texts[pair[1]]) % 2 else pair[::-1] for pair in pairs]
@@ -129,11 +130,13 @@ class JudgeReward:
             for a, b in ordered
         ]
         won: dict[int, list[float]] = defaultdict(list)
+        won |= {places[0]: [0.5] for key, places in cycles.items() if len(places) == 1 < sizes[key]}
         for (a, b), reply in zip(ordered, self.ask(asked), strict=True):
             if better := read_better(reply):
                 won[a].append(float(better == "A"))
                 won[b].append(float(better == "B"))
-        return [sum(won[place]) / len(won[place]) if won[place] else None for place in range(len(texts))]
+        shares = {place: sum(points) / len(points) for place, points in won.items()}
+        return [shares.get(first[one]) for one in zip(by, texts, strict=True)]
 
 
 def report_sent(cases: Sequence[Case], texts: Sequence[str], reported: set[str], mode: str, reader: str) -> None:
@@ -148,15 +151,18 @@ def report_sent(cases: Sequence[Case], texts: Sequence[str], reported: set[str],
     reported.update(name for name, found in new.items() if found)
 
 
-def endpoint_of(config: ConfigDict, name: str, max_tokens: int) -> Any:
-    """The endpoint of a group of `config.rewards`. Raises ConfigError: no URL or model, no such key."""
+def endpoint_of(config: ConfigDict, name: str, **own: Any) -> Any:
+    """The endpoint of a group of `config.rewards`, with `own` in place of its fields.
+
+    Raises ConfigError: no URL or model, no such key.
+    """
     from mmedexpert_jax.remote.protocol import endpoint
 
     group = config.rewards[name]
     for key in ("url", "model"):
         if not group[key]:
             raise ConfigError(f"config.rewards.{name}.{key} is empty; name the {key}, or a model in process as path")
-    found = endpoint(group, temperature=0.0, max_tokens=max_tokens)
+    found = endpoint(group, temperature=0.0, **own)
     found.key()
     return found
 

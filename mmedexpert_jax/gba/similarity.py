@@ -34,7 +34,7 @@ class SimilarityReward:
         if group.path:
             name = f"{name_of(group.path, config)} mean of last hidden states"
             return cls(stored(tower_of(network_of(group.path, own)), name, store), sends=False)
-        ask = endpoint_asker(endpoint_of(config, "similarity", 0), store, embeds=True)
+        ask = endpoint_asker(endpoint_of(config, "similarity", max_tokens=0), store, embeds=True)
         return cls(guarded(ask, group.privacy), group.privacy)
 
     def __call__(self, cases: Sequence[Case], texts: Sequence[str], **_: Any) -> list[float | None]:

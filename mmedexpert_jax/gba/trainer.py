@@ -61,7 +61,8 @@ ROOM = "room"  # in a state's memory: tokens of the packed update on a device; 0
 HINTS_EVERY = 10  # steps between checks of the metrics for what goes wrong
 # what to look at where a reward of ours gives no number
 ABSTAINED = {
-    "judge": "no reply could be read: see judge.sqlite in the run directory, and name a model that keeps to the form",
+    "judge": "no reply could be read: see judge.sqlite in the run directory; raise rewards.judge.max_tokens for a "
+    "model that thinks, or name one that keeps to the form",
     "similarity": "it is for open questions, and embeddings.sqlite in the run directory has what the embedder gave",
     "token_f1": "it is for open questions",
 }
@@ -242,6 +243,11 @@ def preflight(config: ConfigDict, cases: list[Case]) -> None:
     _try_out(config, files)
     reward.from_config(config, files=files)
     _guidelines(config, cases).warn_unmatched()
+    if config.rewards.judge.weight and (seen := sum(case.modality == "image" for case in cases)):
+        logging.getLogger(__name__).warning(
+            "config.rewards.judge reads texts alone: %d of %d cases have images, which it is not shown",
+            *(seen, len(cases)),
+        )
     rates = dict.fromkeys((case.id for case in cases), 0.0) if config.filter.samples else None
     levels = difficulties(cases, config.curriculum, rates)
     if rates is None:

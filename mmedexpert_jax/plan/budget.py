@@ -21,6 +21,7 @@ from mmedexpert_jax.plan.hardware import Devices
 from mmedexpert_jax.plan.needs import ESTIMATES, STACKS, Needs, needs, rows
 
 TRAINING = ("dsa", "gba", "pretrain")
+ASKED = 200  # tokens of a judge's instructions and rubric
 CHECKPOINTS = 3  # two are kept, a third is being written
 
 
@@ -217,9 +218,30 @@ def _work(config: ConfigDict, found: Needs, train: Counter) -> Iterator[str]:
             yield f"steps      {total:,}{by_run}, at most {tokens:,} tokens with padding{first}"
         else:
             yield f"steps      not known without the cases, at most {tokens_per_step(config):,} tokens in each"
+        if config.job == "gba":
+            yield from _paid(config, total)
         yield f"disk       at most {gb(len(steps) * disk(found))}: checkpoints and export"
     elif config.job in ("merge", "export"):
         yield f"disk       {gb(disk(found))}: export"
+
+
+def _paid(config: ConfigDict, steps: int) -> Iterator[str]:
+    """The requests of rewards that ask an endpoint, and their dollars where prices are set, of a run or, without steps,
+    of one step; a text is asked about once."""
+    completions = (1 + split.refills(config)) * config.prompts_per_step * config.num_samples * (steps or 1)
+    judge, similarity, said = config.rewards.judge, config.rewards.similarity, config.max_new_tokens
+    shown = 1 + (judge.kind == "pairwise")
+    asked = {
+        "judge": (judge, completions, config.max_prompt_length + shown * said + ASKED, judge.max_tokens),
+        "embedder": (similarity, 2 * completions, said, 0),  # the answer and its reference
+    }
+    for name, (group, requests, read, written) in asked.items():
+        if not group.weight or group.path:
+            continue
+        price = requests * (read * group.price_input + written * group.get("price_output", 0.0)) / 1e6
+        dollars = f", about ${price:,.2f}, {f'budget ${group.budget:g}' if group.budget else 'no budget set'}"
+        each = "" if steps else " a step"
+        yield f"{name:10} {group.model}: at most {requests:,} requests{each}{dollars if price else ''}"
 
 
 def disk(found: Needs) -> int:

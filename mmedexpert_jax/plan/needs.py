@@ -27,11 +27,13 @@ from ml_collections import ConfigDict
 
 from mmedexpert_jax import lora
 from mmedexpert_jax.gba import split
+from mmedexpert_jax.gba.askers import BATCH, OWN
 from mmedexpert_jax.merging.blockwise import BLOCK
 from mmedexpert_jax.models import Model, ModelConfig
 from mmedexpert_jax.models.network import tensor_shapes
 from mmedexpert_jax.models.quantised import quantise_params
 from mmedexpert_jax.models.tree import STACKED, flatten, is_deep, nest, stack, stacked_name
+from mmedexpert_jax.plan.architecture import architecture
 from mmedexpert_jax.plan.hardware import GPUS, Devices
 from mmedexpert_jax.rollout.logprobs import CHUNK
 from mmedexpert_jax.rounding import cdiv
@@ -187,8 +189,8 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     found.saved = size(trained) + size(opt_state)
     found.exported = found.exported if full else size(trained)
     summed = mesh if config.shard != "none" else whole_rows
-    # as `Learner.init` lets go of it: where all is trained, but for a KL to the model as it was
-    given_up = full and not (gba and config.beta and not config.ref_every)
+    # as `Learner.init` lets go of it: where all is trained, but for a KL to the model as it was, or its word as a judge
+    given_up = full and not (gba and ((config.beta and not config.ref_every) or OWN in _asked(config).values()))
     found.held = {
         "weights": 0 if given_up else size(weights, split_over),
         "trained in float32": size(trained, split_over),
@@ -218,6 +220,7 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
     if gba:
         count = cdiv(split.prompts(config), row_shards(mesh))
         found.phases["rollout"] = gathered | copy | _sampling(shape, dtype, config, count, samples // prompts)
+        _rewards(found, config, shape, dtype, devices)
     found.phases["update"] = (
         gathered
         | ({"policy's copy": policy} if full else {})
@@ -229,6 +232,27 @@ def _training(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dic
         asked = cdiv(config.eval.batch_size, row_shards(mesh) if sharded else 1)
         sampled = _sampling(shape, dtype, config, asked, config.eval.num_samples)
         found.phases["evaluation"] = gathered | copy | sampled
+
+
+def _asked(config: ConfigDict) -> dict[str, str]:
+    """The paths of models in process that rewards ask, by reward."""
+    groups = {name: config.rewards[name] for name in ("judge", "similarity")}
+    return {name: group.path for name, group in groups.items() if group.weight and group.path}
+
+
+def _rewards(found: Needs, config: ConfigDict, shape: ModelConfig, dtype: str, devices: Devices) -> None:
+    """Models of rewards stand on one device beside the policy from their first question on, in the dtype of their
+    files; a judge's batch is counted at full length."""
+    for name, path in _asked(config).items():
+        asked, kind = (shape, dtype) if path == OWN else architecture(path)
+        if path != OWN:
+            kind = "float32" if devices.kind == "cpu" else kind
+            found.held[f"{name}'s weights"] = size(abstract_params(asked, kind))
+        if name == "judge":
+            shown = 1 + (config.rewards.judge.kind == "pairwise")
+            length = config.max_prompt_length + shown * config.max_new_tokens
+            cache = cache_bytes(asked, kind, BATCH, length, BATCH, config.rewards.judge.max_tokens)
+            found.phases["rewards"] = {"KV cache": cache, "logits": LOGIT * BATCH * asked.text.vocab_size}
 
 
 def _pretraining(found: Needs, config: ConfigDict, shape: ModelConfig, weights: dict, devices: Devices) -> None:

@@ -52,7 +52,8 @@ def hints(rows: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
             name = key.split("/")[1]
             found[f"abstentions of {name}"] = (
                 f"the reward {name} abstained on {share:.0%} of the completions, which count without it: a reply of a "
-                "judge that cannot be read, or a reward of open answers on multiple choice"
+                "judge that cannot be read or is cut at rewards.judge.max_tokens, or a reward of open answers on "
+                "multiple choice"
             )
     # a LoRA begins at the reference, with a KL of 0 from which any other is a multiple
     kl, leasts = _recent(steps, "kl"), [KL_FLOOR] * RECENT + [KL_FLOOR / RUNAWAY] * len(steps)

@@ -1,18 +1,20 @@
 """Rewards that ask: endpoints and models in process, each text once, what goes wrong with them."""
 
+import dataclasses
 import json
 import math
 import time
 
 import pytest
+from PIL import Image
 
 from mmedexpert_jax import remote
 from mmedexpert_jax.config.job_config import load_config
 from mmedexpert_jax.data.case import Case
 from mmedexpert_jax.errors import ConfigError, RemoteError
-from mmedexpert_jax.gba import askers, rewards
+from mmedexpert_jax.gba import askers, rewards, trainer
 from mmedexpert_jax.gba.askers import endpoint_asker, network_of, stored, tower_of
-from mmedexpert_jax.gba.judge_reward import JudgeReward
+from mmedexpert_jax.gba.judge_reward import JudgeReward, endpoint_of
 from mmedexpert_jax.gba.similarity import SimilarityReward, cosine
 from mmedexpert_jax.models import Model, load_model, load_processor
 from tests.remote.loopback import Loopback, Misbehaviour
@@ -31,6 +33,31 @@ def said(text):
 
 def judge(ask, kind="rubric"):
     return JudgeReward(ask, kind, "Sound?", sends=False)
+
+
+def thinks(body):
+    """A server's answer of a model that thinks: nothing is left of too few tokens (OpenAI's and vLLM's form)."""
+    cut = body["max_completion_tokens"] < 1000
+    message = {"role": "assistant", "content": None if cut else "Score: 8", "reasoning_content": "Let me see."}
+    choice = {"message": message, "finish_reason": "length" if cut else "stop"}
+    return 200, {}, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}}).encode()
+
+
+@pytest.mark.parametrize(("fields", "score"), [({}, None), ({"rewards.judge.max_tokens": 2048}, 0.8)])
+def test_a_judge_that_thinks_has_the_tokens_it_is_given(tmp_path, fields, score):
+    with Loopback(raw=thinks) as server:
+        named = {"rewards.judge.weight": 1.0, "rewards.judge.url": server.url, "rewards.judge.model": "m"}
+        config = load_config("configs/gba.py:mini", named | fields)
+        assert JudgeReward.from_config(config, tmp_path)([CHOICE], ["x"]) == [score]
+
+
+def test_a_reward_that_asks_has_the_limits_of_its_fields():
+    fields = {"timeout": 5.0, "max_attempts": 2, "requests_per_minute": 3, "tokens_per_minute": 400}
+    for name, own in (("judge", {"effort": "low", "max_tokens": 7}), ("similarity", {})):
+        group = {"url": "http://h/v1", "model": "m"} | fields | own
+        config = load_config("configs/gba.py:mini", {f"rewards.{name}.{key}": value for key, value in group.items()})
+        found = endpoint_of(config, name)
+        assert {key: getattr(found, key) for key in group} == group
 
 
 # Never twice ----------------------------------------------------------------------------------------------------------
@@ -137,7 +164,7 @@ def test_a_judge_that_dies_abstains_on_nothing(tmp_path):
         asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
         assert judge(asked)([CHOICE], ["x"]) == [0.5]
     with pytest.raises(
-        RemoteError, match=r"answers nothing .*ConnectError.*; see that it is up, then run the same command"
+        RemoteError, match=r"answers nothing .*ConnectError.*; see that it is up and takes such texts, then run"
     ):
         judge(asked)([CHOICE] * 2, ["x", "y"])
 
@@ -150,6 +177,42 @@ def test_a_judge_that_fails_on_every_text_of_a_step_ends_it(tmp_path):
         asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
         with pytest.raises(RemoteError, match=r"answers nothing .server: "):
             judge(asked)([CHOICE] * 3, ["x", "y", "z"])
+
+
+HTML, LONG = b"<html>busy</html>", b'{"error": {"message": "This model\'s maximum context length is 4096 tokens."}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, {"content-type": "text/html"}, HTML), "malformed: "),
+        ((200, {}, b'{"choices": []}'), "malformed: "),
+        ((400, {}, LONG), "rejected: .*maximum context length"),
+        ((413, {}, b""), "rejected: "),
+        ((404, {}, b'{"error": {"message": "no such route"}}'), "."),
+    ],
+)
+def test_a_judge_that_answers_no_text_of_a_step_ends_it_whatever_it_says(tmp_path, answer, said):
+    """After it has answered others, too; what it fails on beside such as it answers is an abstention."""
+    fails = ["none"]
+    with Loopback(
+        lambda body: "Score: 5", raw=lambda body: answer if fails[0] in body["messages"][-1]["content"] else None
+    ) as server:
+        asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
+        assert judge(asked)([CHOICE] * 2, ["w", "x"]) == [0.5] * 2
+        fails[0] = "a bad one"
+        if answer[0] != 404:  # of a server that lacks the model
+            assert judge(asked)([CHOICE] * 2, ["a bad one", "y"]) == [None, 0.5]
+        fails[0] = "bad"
+        with pytest.raises(RemoteError, match=said) as error:
+            judge(asked)([CHOICE] * 3, ["bad 1", "bad 2", "bad 3"])
+        assert "\n" not in str(error.value)
+
+
+def test_a_filter_that_stops_every_text_of_a_step_has_answered(tmp_path):
+    with Loopback(lambda body: "Score: 5", misbehaviour=Misbehaviour(filtered=1.0)) as server:
+        asked = endpoint_asker(endpoint(server), tmp_path / "judge.sqlite")
+        assert judge(asked)([CHOICE] * 3, ["x", "y", "z"]) == [None] * 3
 
 
 def test_a_judge_has_its_own_tries_and_time(tmp_path):
@@ -222,9 +285,13 @@ def test_an_accepted_answer_that_may_identify_a_person_is_reported_as_it_is_sent
 
 @pytest.mark.parametrize("vector", [[], "[1, 2]", [1, None], [float("nan"), 1.0], {"a": 1}, None, [True, False]])
 def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
-    with Loopback(embed=lambda body: vector) as server:
+    """Of one text among others; where no text has one, the server is no embedder."""
+    with Loopback(embed=lambda body: [1.0, 0.0] if body["input"] in OPEN.golds else vector) as server:
         embed = endpoint_asker(endpoint(server), tmp_path / "e.sqlite", embeds=True)
         assert SimilarityReward(embed, sends=False)([OPEN], [said("x")]) == [None]
+    with Loopback(embed=lambda body: vector) as server, pytest.raises(RemoteError, match=r"answers nothing .malformed"):
+        embed = endpoint_asker(endpoint(server), tmp_path / "none.sqlite", embeds=True)
+        SimilarityReward(embed, sends=False)([OPEN], [said("x")])
 
 
 @pytest.mark.parametrize(
@@ -239,3 +306,15 @@ def test_an_embedding_that_is_none_is_an_abstention(tmp_path, vector):
 def test_a_reward_that_has_nobody_to_ask_is_refused(tmp_path, overrides, said):
     with pytest.raises(ConfigError, match=said):
         rewards.from_config(load_config("configs/gba.py:mini", overrides), tmp_path)
+
+
+@pytest.mark.parametrize(("fields", "count"), [({"rewards.judge.weight": 0.5}, 1), ({}, 0)])
+def test_a_judge_that_is_not_shown_the_pictures_is_said_to_read_texts_alone(caplog, fields, count):
+    cases = [CHOICE, dataclasses.replace(CHOICE, id="p", images=(Image.new("RGB", (8, 8)),))]
+    config = load_config("configs/gba.py:mini", {"rewards.judge.path": "policy"} | fields if fields else {})
+    trainer.preflight(config, cases)
+    said = "config.rewards.judge reads texts alone: 1 of 2 cases have images, which it is not shown"
+    assert [record.getMessage() for record in caplog.records].count(said) == count
+    caplog.clear()
+    trainer.preflight(config, cases[:1])
+    assert "texts alone" not in caplog.text

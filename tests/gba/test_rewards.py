@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import sys
 import threading
 import time
@@ -401,6 +402,44 @@ def test_a_call_that_hangs_is_given_up(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("time.sleep(20)", "reward blocks, case case-7"),
+        ("await inner()", "reward blocks, case case-7"),
+        ("await asyncio.create_task(inner())", "a task of an own function"),
+    ],
+)
+def test_a_coroutine_that_blocks_is_given_up(tmp_path, monkeypatch, body, named):
+    """It holds the loop of all, and so every limit of time; what comes after it has a loop that runs."""
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.GRACE", 0.2)
+    (tmp_path / "own.py").write_text(
+        "import asyncio, time\nasync def inner():\n    time.sleep(20)\n"
+        f"async def blocks(case, text, **_):\n    await asyncio.sleep(0.05)\n    {body}\n"
+        "async def fine(case, text, **_):\n    await asyncio.sleep(0.4)\n    return 0.5\n"
+    )
+    began = time.monotonic()
+    said = rf"^{named} blocks the event loop of all coroutines for 0.3 s: await asyncio.to_thread"
+    with pytest.raises(ConfigError, match=said):
+        scored(f"{tmp_path}/own.py:blocks", ["x", "y"], timeout=0.3)
+    assert time.monotonic() - began < 10
+    assert scored(f"{tmp_path}/own.py:fine", ["x"], timeout=5.0).values[0, 0, -1] == 0.5
+
+
+def test_a_limit_beyond_what_a_lock_can_wait_is_none():
+    assert call_all([Call(lambda: 1, "one")], timeout=1e300) == [1]
+
+
+def test_a_loop_that_is_busy_for_less_than_the_limit_is_waited_for(tmp_path, monkeypatch):
+    """As often as it may be: a coroutine that computes a little is no fault, though all together take long."""
+    monkeypatch.setattr("mmedexpert_jax.gba.calls.GRACE", 0.2)
+    (tmp_path / "own.py").write_text(
+        "import time\nasync def busy(case, text, **_):\n    time.sleep(0.3)\n    return 0.5\n"
+    )
+    values = scored(f"{tmp_path}/own.py:busy", ["x"] * 6, timeout=0.5).values
+    assert values[0, :, -1].tolist() == [0.5] * 6
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         ("return 'high'", "reward f gave 'high' on case case-7; rewards must be finite numbers"),
@@ -608,7 +647,8 @@ def test_a_judge_that_answers_nonsense_is_named_at_its_first_step(capsys):
         trainer._tell_silent(scores, step, told)
     assert capsys.readouterr().out == (
         "step 2: the reward judge abstained on all 2 completions, which count without it; no reply could be read: see "
-        "judge.sqlite in the run directory, and name a model that keeps to the form\n"
+        "judge.sqlite in the run directory; raise rewards.judge.max_tokens for a model that thinks, or name one that "
+        "keeps to the form\n"
     )
 
 
@@ -711,3 +751,34 @@ def test_weights_by_mean_reward_are_refused_where_rewards_may_be_negative(field)
     config = load_config("configs/gba.py", {"objective": "drpo"} | field)
     with pytest.raises(ConfigError, match="may make negative; leave it out, or set advantage_weights=equal"):
         trainer.preflight(config, [CASE])
+
+
+GOOD = "a good long answer"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected", "count"),
+    [
+        ([GOOD, GOOD, "bad", "bad"], [1, 1, 0, 0], 1),
+        ([GOOD, "bad", GOOD, GOOD], [1, 0, 1, 1], 1),
+        (["middling", "bad", GOOD, "middling", "bad"], [0.5, 0, 1, 0.5, 0], 3),
+        (["same"] * 3, [0.5] * 3, 0),
+        (["alone"], [None], 0),
+    ],
+)
+def test_a_pairwise_judge_gives_equal_texts_one_share(texts, expected, count):
+    """A fair judge, whom two equal texts would force to guess, prefers the longer."""
+    asked = set()
+
+    def ask(prompts):
+        asked.update(prompts)
+        found = [re.search(r"Response A:\n(.*)\n\nResponse B:\n(.*)\n\nRubric", prompt) for prompt in prompts]
+        assert all(one[1] != one[2] for one in found)
+        return [f"Better: {'A' if len(one[1]) > len(one[2]) else 'B'}" for one in found]
+
+    judge = JudgeReward(ask, "pairwise", "sound reasoning", sends=False)
+    assert judge([CASE] * len(texts), texts, paradigms=["bayesian"] * len(texts)) == expected
+    assert len({frozenset(re.findall(r"Response [AB]:\n(.*)\n", prompt)) for prompt in asked}) == count
+    # the same texts under another paradigm are of another group
+    other = judge([CASE] * (len(texts) + 1), [*texts, GOOD], paradigms=["bayesian"] * len(texts) + ["intuitive"])
+    assert other == [*expected, None]

@@ -105,6 +105,43 @@ def test_hub_models_are_planned_without_fetching(model, parameters):
     assert (found.parameters, found.held["weights"]) == (parameters, 2 * parameters)
 
 
+@pytest.mark.parametrize("name", ["judge", "similarity"])
+def test_a_reward_that_asks_a_model_in_process_is_counted(mini, name):
+    """Beside the policy, in the dtype in which it is read; the policy itself has its place already."""
+    asked = {f"rewards.{name}.weight": 0.5}
+    here = needs(load_config("configs/gba.py", asked | {f"rewards.{name}.path": "mini"}), SHAPE, "float32", HERE)
+    assert here.held[f"{name}'s weights"] == taken(mini[1]) and ("rewards" in here.phases) == (name == "judge")
+    for model, parameters in PUBLISHED.items():
+        config = load_config("configs/gba.py", asked | {f"rewards.{name}.path": model})
+        far = needs(config, SHAPE, "float32", hardware.find("a100x4"))
+        assert far.held[f"{name}'s weights"] == 2 * parameters
+    config = load_config("configs/gba.py", asked | {f"rewards.{name}.path": "policy", "trainable": "full", "beta": 0})
+    own = needs(config, SHAPE, "float32", HERE)
+    assert own.held["weights"] == taken(mini[1]) and f"{name}'s weights" not in own.held
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        # 48 steps x 12 x 8 completions; 512 + 96 + 200 tokens read and 256 written for each
+        ({}, "judge      m: at most 4,608 requests, about $8.26, budget $5"),
+        ({"rewards.judge.budget": 0.0}, "at most 4,608 requests, about $8.26, no budget set"),
+        ({"rewards.judge.kind": "pairwise"}, "at most 4,608 requests, about $8.71,"),
+        ({"zero_variance": "refill"}, "at most 18,432 requests, about $33.06,"),
+        ({"rewards.judge.max_tokens": 2048, "steps": 1}, "at most 96 requests, about $0.83,"),
+        (
+            {"rewards.judge.price_input": 0.0, "rewards.judge.price_output": 0.0, "rewards.judge.budget": 0.0},
+            "quests\n",
+        ),
+    ],
+)
+def test_requests_of_a_reward_at_an_endpoint_are_counted_with_their_dollars(planned, fields, line):
+    judge = {"weight": 0.5, "url": "http://127.0.0.1:1/v1", "model": "m", "price_input": 1.0, "price_output": 3.85}
+    named = {f"rewards.judge.{key}": value for key, value in judge.items()} | {"rewards.judge.budget": 5.0} | fields
+    out = planned("--config=configs/gba.py", *(f"--config.{key}={value}" for key, value in named.items()))
+    assert line in out
+
+
 def test_a_plan_names_memory_steps_and_disk(capsys):
     arguments = ["--config=configs/gba.py:qwen2_vl_2b", "--config.plan=True", "--config.plan_mesh=h100x8"]
     assert main(arguments) == 0
