@@ -151,7 +151,10 @@ def _open_recipe(directory: Path, base: Base) -> Origin:
     recipe = read_recipe(directory)
     if not _same(trace(recipe.base)[0], base.directory):
         raise DataError(f"{directory / RECIPE}: its base is {recipe.base}, not {base.directory}: merge over that base")
-    return recipe.open(base)
+    origin = recipe.open(base)
+    if any(origin.base[name].shape != tensor.shape for name, tensor in base.items()):
+        raise DataError(f"{directory / RECIPE}: a union of vocabularies, which the base lacks: merge that recipe first")
+    return origin
 
 
 def _orbax(folder: Path) -> Path | None:
@@ -179,7 +182,7 @@ def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
 
 
 # What an expert is read from: weights, the settings of an adapter, a recipe or a run, the checkpoints of a run.
-_FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "ckpt/*/manifest.json")
+_FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "tokenizer.json", "ckpt/*/manifest.json")
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,9 @@ class Recipe:
             found["chat_template"] = template
         if self.tokenizer == "union":
             found["tokens"] = self._union()
+            tokenizers = [border.read_json(folder / "tokenizer.json") for folder in self._folders()]
+            entries = [entry for content in tokenizers[::-1] for entry in content.get("added_tokens", ())]
+            found["added"] = {entry["content"]: entry for entry in entries}  # of several models' the first one's
         if self.slices:
             found["num_hidden_layers"] = sum(part.count for part in self.slices)
             found["layers"] = [n for part in self.slices for n in range(*part.ranges[""])]
@@ -400,8 +406,8 @@ def merge_to_disk(
 def tensors_of(directory: Path) -> dict[str, Stored]:
     """The tensors that a recipe stands for, each computed when it is read: what `load_model` makes of the directory."""
     recipe = read_recipe(directory)
-    base = open_base(recipe.base)
-    job = recipe.open(base)
+    job = recipe.open()
+    base = job.base  # of a union of vocabularies with more rows than the files have
 
     def stored(name: str) -> Stored:
         view = base[name]
