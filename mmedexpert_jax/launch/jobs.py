@@ -252,6 +252,7 @@ def _dataset(config: ConfigDict, run: "Run") -> None:
 def _merge(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import merging
 
+    note_sources(config, run)
     if config.sweep.score:
         from mmedexpert_jax.launch.held_out import scorer
 

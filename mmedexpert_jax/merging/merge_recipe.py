@@ -456,11 +456,16 @@ def ingredients(recipe: Recipe, job: Merge | Merges) -> list[Any]:
     return files.plain([*own, base, _sources(job), parts, known])
 
 
+def files_read(folders: Iterable[Path]) -> list[Path]:
+    """The files in some folders that a merge reads, in order."""
+    return sorted(file for folder in folders for pattern in _FILES for file in folder.glob(pattern))
+
+
 def _sources(job: Merge | Merges) -> list[Any]:
     """Name, paths and files of the experts, and of those behind the merges that they start from."""
     found: list[Any] = []
     for expert in job.experts:
-        read = sorted(file for path in expert.paths for pattern in _FILES for file in Path(path).glob(pattern))
+        read = files_read(map(Path, expert.paths))
         stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
         behind = _sources(expert.origin) if isinstance(expert.origin, Merge) else []
         found.append([expert.name, expert.paths, stats, behind])
