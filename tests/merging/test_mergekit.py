@@ -135,6 +135,15 @@ models:
 parameters: {{weight: 1e-1}}
 out_dtype: float16
 """,
+    "revisions and a name": """
+name: mine
+merge_method: task_arithmetic
+base_model: {0}/base@main
+models:
+- {{model: {0}/one@main, parameters: {{weight: 0.3}}}}
+- {{model: "{0}/two", parameters: {{weight: 1}}}}
+dtype: float32
+""",
     "two of three layers": """
 merge_method: ties
 base_model: {0}/base
