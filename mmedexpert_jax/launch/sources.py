@@ -1,4 +1,4 @@
-"""Hashes of the files that a training's or a merge's config names, by which a later start finds what has changed.
+"""Hashes of the files that a training, merge or export reads, by which a later start finds what has changed.
 
 The config names them by path, which stays when a reward is edited or the expert behind `model.path` is trained anew.
 """
@@ -62,8 +62,8 @@ def _changed_files(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Ite
 
 
 def tell_changed(config: ConfigDict, folder: Path) -> None:
-    """Prints which files have changed since a training or a merge was finished; of any other job nothing."""
-    if config.job not in ("dsa", "gba", "merge") or not processes.is_writer():
+    """Prints which files have changed since a training, merge or export was finished; of any other job nothing."""
+    if config.job not in ("dsa", "gba", "merge", "export") or not processes.is_writer():
         return
     runs = [run for run in (folder, *(folder / name for name in SPECIALTIES)) if (run / SOURCES).is_file()]
     for run in runs:
@@ -80,13 +80,17 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     """Fields that name files, and the hashes of these by their paths."""
     from mmedexpert_jax.medeval.backends.jax_engine import content_hash
     from mmedexpert_jax.models.load import folders
+    from mmedexpert_jax.models.locate import locate
 
     if config.job == "merge":
         yield from _of_merge(config).items()
         return
     model = config.model.path
     if model == "mini" or Path(model).expanduser().is_dir():  # a hub's revision does not change, and may be far
-        yield "model.path", {model: content_hash(folders(model), WEIGHTS)}
+        alone = config.get("format") == "adapter"  # whose base may be elsewhere
+        yield "model.path", {model: content_hash([locate(model)] if alone else folders(model), WEIGHTS)}
+    if config.job == "export":
+        return
     yield "data.path", {config.data.path: _tables(Path(config.data.path).expanduser())}
     if "rewards" not in config:
         return
