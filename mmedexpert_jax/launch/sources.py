@@ -107,7 +107,7 @@ def _of_merge(config: ConfigDict) -> dict[str, dict[str, str]]:
     """As `_hashes`, of the models that a merge reads and the file that may name them; a recipe reads them itself."""
     from mmedexpert_jax.medeval.backends.jax_engine import files_hash
     from mmedexpert_jax.merging.merge_job import recipe_of
-    from mmedexpert_jax.merging.merge_recipe import files_read
+    from mmedexpert_jax.merging.merge_recipe import behind, files_read
     from mmedexpert_jax.models.load import folders
     from mmedexpert_jax.models.locate import locate
 
@@ -119,7 +119,9 @@ def _of_merge(config: ConfigDict) -> dict[str, dict[str, str]]:
         if model != "mini" and not Path(model).expanduser().is_dir():
             continue
         with suppress(UserError, OSError):  # the merge itself says what is wrong with it
-            content = files_hash(files_read([*folders(model), *map(locate, over)]))
+            place = behind(model)[0]
+            own = [place] if (place / "ckpt").is_dir() else folders(model)  # of a run that is not over, its checkpoints
+            content = files_hash(files_read([*own, *map(locate, over)]))
             found.setdefault("mergekit" if config.mergekit else field, {})[path] = content
     return found
 

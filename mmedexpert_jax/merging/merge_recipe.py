@@ -83,7 +83,7 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     if right:
         return _adapted(Expert(name) if start_only else open_expert(name, left, base), [locate(right[0])], base)
     try:
-        directory, folders = trace(path)
+        directory, folders = behind(path)
     except (DataError, RemoteError) as error:
         settings = locate(path) / "adapter_config.json"
         if not settings.exists():
@@ -155,6 +155,12 @@ def _open_recipe(directory: Path, base: Base) -> Origin:
     if any(origin.base[name].shape != tensor.shape for name, tensor in base.items()):
         raise DataError(f"{directory / RECIPE}: a union of vocabularies, which the base lacks: merge that recipe first")
     return origin
+
+
+def behind(path: str) -> tuple[Path, list[Path]]:
+    """As `trace`, of an expert, which may also be a run that is not over: its newest checkpoint is read."""
+    folder = Path(path).expanduser()
+    return trace(path) if _orbax(folder) is None else (folder, [])
 
 
 def _orbax(folder: Path) -> Path | None:
@@ -262,7 +268,7 @@ class Recipe:
     def _folders(self) -> list[Path]:
         """Of the experts' full models, but the base's own."""
         base = trace(self.base)[0]
-        found = dict.fromkeys(trace(parts_of(path)[0])[0] for path in self.experts.values())
+        found = dict.fromkeys(behind(parts_of(path)[0])[0] for path in self.experts.values())
         return [folder for folder in found if not _same(folder, base)]
 
     def _union(self) -> dict[str, int]:
@@ -294,7 +300,7 @@ class Recipe:
 def _trained_with(path: str) -> str:
     """The chat template of an expert: of its outermost adapter that has one, or of its model; empty for none."""
     left, *right = parts_of(path)
-    model, on_it = trace(left)
+    model, on_it = behind(left)
     folders = [model, *on_it, *map(locate, right)]
     return next((template for folder in reversed(folders) if (template := chat_template(folder))), "")
 
