@@ -162,7 +162,7 @@ def default_workdir(config: ConfigDict) -> str:
     """runs/<job>-<preset>; of one DSA expert, or one process of several of an evaluation, the folder inside it that the
     job over all of them uses; of an export that is written elsewhere, runs/export-<its folder's name>."""
     if config.job == "export" and config.output:
-        return f"runs/export-{Path(config.output).expanduser().absolute().name}"
+        return f"runs/export-{Path(config.output).expanduser().absolute().name.strip()}"
     folder = f"runs/{config.job}-{config.preset}"
     if config.job == "evaluate" and config.processes > 1:
         return f"{folder}/process-{config.process}"
