@@ -234,7 +234,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
         return Outcome("refused", shown(f"{status}: it sends on to {headers['location']}", secret))
     if status in (401, 403, 404, 405, 451) or 300 <= status < 400 or _WRONG_KEY.search(own):
         return Outcome("refused", detail)
-    if status in (400, 422) and (drop := _unknown_field(error)):
+    if status in (400, 422) and (drop := _unknown_field(error) or _unknown_field(quoted)):
         return Outcome("unsupported", detail, drop=drop)
     return Outcome("rejected", detail)
 
@@ -345,7 +345,8 @@ def _usage(usage: Any) -> Usage | None:
     """Tokens of an attempt; None where the counts are missing or no counts, so that the most it can be is charged."""
     if not isinstance(usage, dict):
         return None
-    sent, made = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")  # of OpenAI's other API
+    own = usage.get("prompt_tokens") is not None
+    sent, made = ("prompt", "completion") if own else ("input", "output")  # as OpenAI's Responses API has them
     prompt, completion = _count(usage.get(f"{sent}_tokens")), _count(usage.get(f"{made}_tokens"))
     if prompt is None or completion is None:
         return None

@@ -147,6 +147,7 @@ QUOTED = {"message": "Provider returned error", "code": 400}
         ('{"error":{"message":"Content Exists Risk"}}', "answered", "Content Exists Risk"),
         ('{"error":{"message":"stopped","code":"content_filter"}}', "answered", "stopped"),
         ({"error": {"message": "context length is 4096"}}, "rejected", "context length is 4096"),
+        ({"error": {"message": "Unsupported parameter: seed"}}, "unsupported", "seed"),
         ("x/y is temporarily rate-limited upstream", "rejected", "x/y is temporarily"),
         ('{"error":{"message":"pay","code":"insufficient_quota"}}', "rejected", "pay"),  # the router's account there
         ('{"error":{"fault":"odd"}}', "rejected", "odd"),
@@ -252,6 +253,7 @@ def test_more_words_for_ends_of_money_filters_and_refused_values(status, error, 
         ({"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": 12}, (9, 10, 0, 0)),
         ({"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": "many"}, (9, 10, 0, 0)),
         ({"input_tokens": 9, "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 3}}, (9, 5, 0, 3)),
+        ({"prompt_tokens": None, "completion_tokens": None, "input_tokens": 9, "output_tokens": 5}, (9, 5, 0, 0)),
         ({"input_tokens": 9, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 4}}, (9, 5, 4, 0)),
     ],
 )
