@@ -11,7 +11,8 @@ def get_config(preset: str = "mini") -> Config:
     config = presets.common("export", preset)
     # "model": adapters folded in, with processor; "adapter": the run's peft adapter
     config.format = one_of("model", "adapter")
-    config.output = ""  # directory to write; empty: export/ of the run directory
+    # directory to write, of a run in runs/export-<its name> unless workdir is set; empty: export/ of the run directory
+    config.output = ""
     # hub repository to upload it to, "owner/name"; private where new; empty: none; needs HF_TOKEN
     config.push = free("")
     return config

@@ -160,7 +160,9 @@ def _answer(config: ConfigDict) -> None:
 
 def default_workdir(config: ConfigDict) -> str:
     """runs/<job>-<preset>; of one DSA expert, or one process of several of an evaluation, the folder inside it that the
-    job over all of them uses."""
+    job over all of them uses; of an export that is written elsewhere, runs/export-<its folder's name>."""
+    if config.job == "export" and config.output:
+        return f"runs/export-{Path(config.output).expanduser().absolute().name.strip()}"
     folder = f"runs/{config.job}-{config.preset}"
     if config.job == "evaluate" and config.processes > 1:
         return f"{folder}/process-{config.process}"
@@ -252,6 +254,7 @@ def _dataset(config: ConfigDict, run: "Run") -> None:
 def _merge(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax import merging
 
+    note_sources(config, run)
     if config.sweep.score:
         from mmedexpert_jax.launch.held_out import scorer
 
@@ -284,6 +287,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
     from mmedexpert_jax.models.save import push
 
     _check_export(config)
+    note_sources(config, run)
     output = Path(config.output or run.path / "export" / config.format).expanduser()
     if config.format == "adapter":
         _copy_adapter(config.model.path, output, bool(config.push))

@@ -1,4 +1,4 @@
-"""Hashes of the files that a training's config names, by which a run that goes on finds what has changed.
+"""Hashes of the files that a training, merge or export reads, by which a later start finds what has changed.
 
 The config names them by path, which stays when a reward is edited or the expert behind `model.path` is trained anew.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from mmedexpert_jax.config.validate import parts_of
 from mmedexpert_jax.data.case import SPECIALTIES
 from mmedexpert_jax.data.tables import SUFFIXES
 from mmedexpert_jax.errors import ConfigError, UserError
@@ -61,8 +62,8 @@ def _changed_files(hashes: Mapping[str, Mapping[str, str]], folder: Path) -> Ite
 
 
 def tell_changed(config: ConfigDict, folder: Path) -> None:
-    """Prints which files have changed since a training was finished; of any other job nothing."""
-    if config.job not in ("dsa", "gba") or not processes.is_writer():
+    """Prints which files have changed since a training, merge or export was finished; of any other job nothing."""
+    if config.job not in ("dsa", "gba", "merge", "export") or not processes.is_writer():
         return
     runs = [run for run in (folder, *(folder / name for name in SPECIALTIES)) if (run / SOURCES).is_file()]
     for run in runs:
@@ -79,10 +80,17 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     """Fields that name files, and the hashes of these by their paths."""
     from mmedexpert_jax.medeval.backends.jax_engine import content_hash
     from mmedexpert_jax.models.load import folders
+    from mmedexpert_jax.models.locate import locate
 
+    if config.job == "merge":
+        yield from _of_merge(config).items()
+        return
     model = config.model.path
     if model == "mini" or Path(model).expanduser().is_dir():  # a hub's revision does not change, and may be far
-        yield "model.path", {model: content_hash(folders(model), WEIGHTS)}
+        alone = config.get("format") == "adapter"  # whose base may be elsewhere
+        yield "model.path", {model: content_hash([locate(model)] if alone else folders(model), WEIGHTS)}
+    if config.job == "export":
+        return
     yield "data.path", {config.data.path: _tables(Path(config.data.path).expanduser())}
     if "rewards" not in config:
         return
@@ -93,6 +101,29 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
         yield field, _hashed(map(_code, specs))
     for field, path in texts.items():
         yield field, _hashed([path])
+
+
+def _of_merge(config: ConfigDict) -> dict[str, dict[str, str]]:
+    """As `_hashes`, of the models that a merge reads and the file that may name them; a recipe reads them itself."""
+    from mmedexpert_jax.medeval.backends.jax_engine import files_hash
+    from mmedexpert_jax.merging.merge_job import recipe_of
+    from mmedexpert_jax.merging.merge_recipe import behind, files_read
+    from mmedexpert_jax.models.load import folders
+    from mmedexpert_jax.models.locate import locate
+
+    found = {"mergekit": _hashed([config.mergekit])}
+    recipe = recipe_of(config)
+    named = {**dict.fromkeys(recipe.experts.values(), "experts"), recipe.base: "model.path"}
+    for path, field in named.items() if config.result != "recipe" else ():
+        model, *over = parts_of(path)
+        if model != "mini" and not Path(model).expanduser().is_dir():
+            continue
+        with suppress(UserError, OSError):  # the merge itself says what is wrong with it
+            place = behind(model)[0]
+            own = [place] if (place / "ckpt").is_dir() else folders(model)  # of a run that is not over, its checkpoints
+            content = files_hash(files_read([*own, *map(locate, over)]))
+            found.setdefault("mergekit" if config.mergekit else field, {})[path] = content
+    return found
 
 
 def _hashed(paths: Iterator[str] | list[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The outputs of an evaluation: rows, a summary, tables in four formats, the report."""
 
-import shutil
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ def finish(
     """Writes export/rows/, export/summary.json, export/tables/, table.md and report.html; prints the paper's tables,
     the headlines, how each model was `asked`, and the `requests` to endpoints, a row each."""
     summaries = {key: _summaries(result) for key, result in results.items()}
-    for name in ("tables", "rows"):  # of an earlier run with other models or benchmarks
-        shutil.rmtree(run.path / "export" / name, ignore_errors=True)
+    for file in [*_made(run.path)]:  # of an earlier command with other models or benchmarks
+        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else
+            file.parent.rmdir()
+    (run.path / "export").mkdir(exist_ok=True)
+    files.write_json(run.path / "export" / "summary.json", summaries)  # first, as it names what follows
     for key, result in results.items():
         for name, evaluation in result.evaluations.items():
             rows = rows_path(run.path, key, name)
             rows.parent.mkdir(parents=True, exist_ok=True)
             evaluation.write(rows)
-    files.write_json(run.path / "export" / "summary.json", summaries)
 
     unlike = conditions.warning(asked)
     papers = _paper_tables(run.path, results, targets)
@@ -67,6 +71,19 @@ def finish(
     run.finish({"benchmarks": summaries})
     for table in (*narrow, *headlines, how, *sent):
         result_tables.show(table.rows, table.title, table.note)
+
+
+def _made(folder: Path) -> Iterator[Path]:
+    """Rows and tables in a run's folder, by the names in its summary; what else lies beside them is somebody's."""
+    found = files.json_or_none(folder / "export" / "summary.json")
+    summaries = (
+        {key: models for key, models in found.items() if isinstance(models, dict)} if isinstance(found, dict) else {}
+    )
+    yield from (rows_path(folder, key, model) for key, models in summaries.items() for model in models)
+    names = {name for key in summaries for name in (slug(key), f"{slug(key)}-controls")}
+    for file in folder.glob("export/tables/*"):
+        if file.suffix in _FORMATS and (file.stem in names or re.fullmatch(r"table\d+", file.stem)):
+            yield file
 
 
 def _paper_tables(folder: Path, results: Mapping[str, Result], targets: Sequence[Target]) -> list[Table]:
@@ -136,6 +153,7 @@ def benchmark_tables(
     return [*tables, Table("Census", census, "", True)]
 
 
+_FORMATS = (".md", ".csv", ".tex", ".json")  # of a table
 CONTROLS = "Controls"
 _SCORERS = (
     "Strict: an answer that is ambiguous or absent is wrong. MedEvalKit's rule guesses the most similar option where "

@@ -66,8 +66,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return found
 
     def fingerprint(self) -> list[list]:
-        """Names, sizes and times of the files: what changes when the weights do."""
-        return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in map(Path.resolve, self._shards())]
+        """Names, sizes and times of the files: what changes when the weights, or the tokens of their rows, do."""
+        tokens = self.directory.glob("tokenizer.json")
+        read = map(Path.resolve, [*self._shards(), *tokens])
+        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
 
     def _shards(self) -> list[Path]:
         return sorted(set(tensor_files(self.directory).values()))
@@ -89,7 +91,7 @@ def copy_settings(source: Path, target: Path, changes: Mapping[str, Any] | None 
         target: directory.
         changes: `dtype` of the weights, `num_hidden_layers`, and `layers`, which of the source's each layer is, for
             config.json; `chat_template`, for a file of its own; `tokens`, token -> row, which tokenizer.json and
-            vocab_size take in.
+            vocab_size take in, and `added`, the entries that other models' tokenizer.json has of them.
     """
     for pattern in _SETTINGS:
         for file in source.glob(pattern):
@@ -103,7 +105,7 @@ def copy_settings(source: Path, target: Path, changes: Mapping[str, Any] | None 
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     if changes and "tokens" in changes:
-        _add_tokens(target / "tokenizer.json", changes["tokens"])
+        _add_tokens(target / "tokenizer.json", changes["tokens"], changes["added"])
     if changes and "chat_template" in changes:
         files.write_text(target / "chat_template.jinja", changes["chat_template"])
     if changes:
@@ -128,15 +130,17 @@ def _change(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
         config["num_hidden_layers"] = changes["num_hidden_layers"]
 
 
-def _add_tokens(file: Path, tokens: Mapping[str, int]) -> None:
-    """Tokens behind the last one that a tokenizer knows, as what transformers' add_tokens adds."""
+def _add_tokens(file: Path, tokens: Mapping[str, int], entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tokens behind the last one that a tokenizer knows, by their `entries`, such as special, or else as what
+    transformers' add_tokens adds."""
     content = files.json_or_none(file)
     vocabulary = content["model"]["vocab"]
     known = set(vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary))
     known |= {entry["content"] for entry in content["added_tokens"]}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
     added = sorted((row, token) for token, row in tokens.items() if token not in known)
-    content["added_tokens"] += [{"id": row, "content": token, **plain} for row, token in added]
+    more = [{"content": token, **plain, **entries.get(token, {}), "id": row} for row, token in added]
+    content["added_tokens"] += more
     files.write_json(file, content)
 
 

@@ -83,7 +83,7 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
     if right:
         return _adapted(Expert(name) if start_only else open_expert(name, left, base), [locate(right[0])], base)
     try:
-        directory, folders = trace(path)
+        directory, folders = behind(path)
     except (DataError, RemoteError) as error:
         settings = locate(path) / "adapter_config.json"
         if not settings.exists():
@@ -151,7 +151,16 @@ def _open_recipe(directory: Path, base: Base) -> Origin:
     recipe = read_recipe(directory)
     if not _same(trace(recipe.base)[0], base.directory):
         raise DataError(f"{directory / RECIPE}: its base is {recipe.base}, not {base.directory}: merge over that base")
-    return recipe.open(base)
+    origin = recipe.open(base)
+    if any(origin.base[name].shape != tensor.shape for name, tensor in base.items()):
+        raise DataError(f"{directory / RECIPE}: a union of vocabularies, which the base lacks: merge that recipe first")
+    return origin
+
+
+def behind(path: str) -> tuple[Path, list[Path]]:
+    """As `trace`, of an expert, which may also be a run that is not over: its newest checkpoint is read."""
+    folder = Path(path).expanduser()
+    return trace(path) if _orbax(folder) is None else (folder, [])
 
 
 def _orbax(folder: Path) -> Path | None:
@@ -179,7 +188,7 @@ def _read_orbax(folder: Path) -> Lora | dict[str, np.ndarray]:
 
 
 # What an expert is read from: weights, the settings of an adapter, a recipe or a run, the checkpoints of a run.
-_FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "ckpt/*/manifest.json")
+_FILES = ("*.safetensors", "adapter_config.json", RECIPE, "config.json", "tokenizer.json", "ckpt/*/manifest.json")
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,9 @@ class Recipe:
             found["chat_template"] = template
         if self.tokenizer == "union":
             found["tokens"] = self._union()
+            tokenizers = [border.read_json(folder / "tokenizer.json") for folder in self._folders()]
+            entries = [entry for content in tokenizers[::-1] for entry in content.get("added_tokens", ())]
+            found["added"] = {entry["content"]: entry for entry in entries}  # of several models' the first one's
         if self.slices:
             found["num_hidden_layers"] = sum(part.count for part in self.slices)
             found["layers"] = [n for part in self.slices for n in range(*part.ranges[""])]
@@ -256,7 +268,7 @@ class Recipe:
     def _folders(self) -> list[Path]:
         """Of the experts' full models, but the base's own."""
         base = trace(self.base)[0]
-        found = dict.fromkeys(trace(parts_of(path)[0])[0] for path in self.experts.values())
+        found = dict.fromkeys(behind(parts_of(path)[0])[0] for path in self.experts.values())
         return [folder for folder in found if not _same(folder, base)]
 
     def _union(self) -> dict[str, int]:
@@ -288,7 +300,7 @@ class Recipe:
 def _trained_with(path: str) -> str:
     """The chat template of an expert: of its outermost adapter that has one, or of its model; empty for none."""
     left, *right = parts_of(path)
-    model, on_it = trace(left)
+    model, on_it = behind(left)
     folders = [model, *on_it, *map(locate, right)]
     return next((template for folder in reversed(folders) if (template := chat_template(folder))), "")
 
@@ -400,8 +412,8 @@ def merge_to_disk(
 def tensors_of(directory: Path) -> dict[str, Stored]:
     """The tensors that a recipe stands for, each computed when it is read: what `load_model` makes of the directory."""
     recipe = read_recipe(directory)
-    base = open_base(recipe.base)
-    job = recipe.open(base)
+    job = recipe.open()
+    base = job.base  # of a union of vocabularies with more rows than the files have
 
     def stored(name: str) -> Stored:
         view = base[name]
@@ -450,11 +462,16 @@ def ingredients(recipe: Recipe, job: Merge | Merges) -> list[Any]:
     return files.plain([*own, base, _sources(job), parts, known])
 
 
+def files_read(folders: Iterable[Path]) -> list[Path]:
+    """The files in some folders that a merge reads, in order."""
+    return sorted(file for folder in folders for pattern in _FILES for file in folder.glob(pattern))
+
+
 def _sources(job: Merge | Merges) -> list[Any]:
     """Name, paths and files of the experts, and of those behind the merges that they start from."""
     found: list[Any] = []
     for expert in job.experts:
-        read = sorted(file for path in expert.paths for pattern in _FILES for file in Path(path).glob(pattern))
+        read = files_read(map(Path, expert.paths))
         stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
         behind = _sources(expert.origin) if isinstance(expert.origin, Merge) else []
         found.append([expert.name, expert.paths, stats, behind])

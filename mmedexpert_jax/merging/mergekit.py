@@ -23,11 +23,20 @@ from mmedexpert_jax.processing.chat_template import syntax_fault
 Given = dict[str, Any] | None
 
 
+def _model(given: str) -> str:
+    """A model as it is given, but for the revision of one that is a folder here, which mergekit passes over too."""
+    parts = [(part, part.rpartition("@")[0]) for part in given.split("+")]
+    return "+".join(path if Path(path or "-").is_dir() and not Path(part).exists() else part for part, path in parts)
+
+
 class Input(msgspec.Struct, forbid_unknown_fields=True):
     """A model, as a path, a hub id or "base+adapter"."""
 
     model: str
     parameters: Given = None
+
+    def __post_init__(self) -> None:
+        self.model = _model(self.model)
 
 
 class Source(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,6 +46,9 @@ class Source(msgspec.Struct, forbid_unknown_fields=True):
     layer_range: tuple[int, int]
     parameters: Given = None
 
+    def __post_init__(self) -> None:
+        self.model = _model(self.model)
+
 
 class OutputSlice(msgspec.Struct, forbid_unknown_fields=True):
     """Layers that are merged, and stacked on those of the slices before."""
@@ -44,6 +56,9 @@ class OutputSlice(msgspec.Struct, forbid_unknown_fields=True):
     sources: list[Source]
     base_model: str | None = None
     parameters: Given = None
+
+    def __post_init__(self) -> None:
+        self.base_model = self.base_model and _model(self.base_model)
 
 
 class Tokenizer(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,6 +80,10 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
     tokenizer_source: str | None = None
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
+    name: Any = None  # of the merge, which changes nothing
+
+    def __post_init__(self) -> None:
+        self.base_model = self.base_model and _model(self.base_model)
 
 
 @dataclass(frozen=True)

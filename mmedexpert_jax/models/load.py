@@ -293,7 +293,14 @@ def _reader(directory: Path) -> Any:
 
 def _tensors(directory: Path, config: ModelConfig) -> dict[str, Stored]:
     if reader := _reader(directory):
-        return reader.tensors_of(directory)
+        found = reader.tensors_of(directory)
+        for name, shape in tensor_shapes(config).items():
+            if name in found and found[name].shape != tuple(shape):
+                raise DataError(
+                    f"{directory}: {name} is {list(found[name].shape)} by its recipe, {list(shape)} by config.json: a "
+                    "model that it merges has changed; merge again"
+                )
+        return found
     if gguf := smollm2.file_in(directory):
         return smollm2.read_tensors(gguf, MINI, config)
     complete = {}

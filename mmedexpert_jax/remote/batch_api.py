@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import json
+import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,8 +36,11 @@ GOING_ON = (
 ENDED = {state: state for state in ("completed", "expired", "failed", "cancelled")}
 ENDED |= {"canceled": "cancelled", "success": "completed", "succeeded": "completed", "ended": "completed"}
 ENDED |= {"error": "failed", "timeout_exceeded": "expired"}
-UPLOAD, LIST, LOOK = "upload a file", "list batches", "look at batch"  # calls whose 404 has a meaning of its own
+# calls whose 404 has a meaning of its own
+UPLOAD, LIST, LOOK, READ = "upload a file", "list batches", "look at batch", "read a file"
 GONE = b'{"status": "expired", "errors": [{"message": "the server does not know it any more"}]}'
+NO_FILE = b"-"  # in the place of a file that the server does not know
+FILES = ("output_file_id", "error_file_id")
 STATES = {"failed": "failed", "cancelled": "was cancelled"}
 
 
@@ -182,14 +187,18 @@ class BatchClient:
         Raises RemoteError where it failed or was cancelled: sent again at once, it would fail again.
         """
         batch = await self._ended(id)
-        for name in ("output_file_id", "error_file_id"):
-            if isinstance(file := batch.get(name), str) and file:
-                read = self._api.files.with_raw_response.content
-                content = await self._response("read a file", read, {"file_id": file})
-                for line in content.splitlines():
-                    self._store(line, id)
+        messages = _messages(batch)
+        for file in map(batch.get, FILES):
+            if not isinstance(file, str) or not file:
+                continue
+            content = await self._response(READ, self._api.files.with_raw_response.content, {"file_id": file})
+            if content == NO_FILE:
+                messages.append(f"{self.endpoint.host} does not know the file {file} of batch {id} any more")
+                print(f"{messages[-1]}; what it held is asked again", file=sys.stderr, flush=True)
+            for line in content.splitlines():
+                self._store(line, id)
         self.answers.close_batch(id)
-        said = "; ".join(_messages(batch))
+        said = "; ".join(messages)
         why = outcomes.shown(said or "the server gives no reason", self._key)
         if batch["status"] in ("failed", "cancelled"):
             raise RemoteError(
@@ -200,13 +209,16 @@ class BatchClient:
 
     async def _ended(self, id: str) -> Mapping[str, Any]:
         """The batch when it has ended, its state in OpenAI's words. Raises RemoteError for one that stays unknown."""
-        strange = 0
+        strange = early = 0
         while True:
             batch = await self._call(f"{LOOK} {id}", self._api.batches, "retrieve", batch_id=id)
             state = str(batch.get("status")).lower()
             if state in ENDED:
-                return {**batch, "status": ENDED[state]}
-            strange = 0 if state in GOING_ON else strange + 1
+                early += 1
+                waits = ENDED[state] == "completed" and _lacks_files(batch)
+                if not waits or early >= self.endpoint.max_attempts:
+                    return {**batch, "status": ENDED[state]}
+            strange = 0 if state in (*GOING_ON, *ENDED) else strange + 1
             if strange >= self.endpoint.max_attempts:
                 said = outcomes.shown(state, self._key)[:40]
                 raise RemoteError(
@@ -226,9 +238,12 @@ class BatchClient:
         if not isinstance(response, dict):
             # 500 as of a server that failed: asked again, and not a fault of the request
             response = {"status_code": 500, "body": {"error": found.get("error") or "no response in the line"}}
-        status = response.get("status_code")
-        status = status if type(status) is int else 500
-        content = json.dumps(response.get("body")).encode()
+        body = response if response.get("choices") else response.get("body")
+        body = outcomes.json_object(body.encode()) if isinstance(body, str) else body
+        status = 200 if isinstance(body, dict) and body.get("choices") else 500  # where none is given
+        if re.fullmatch("[1-5][0-9]{2}", code := str(response.get("status_code"))):
+            status = int(code)
+        content = json.dumps(body).encode()
         outcome = outcomes.classify(status, {"content-type": "application/json"}, content, self._key)
         outcome = replace(outcome, status=status, response_id=outcome.response_id or id)
         cost = outcome.cost(self.endpoint, self._worst_cost(self._requests.get(key)), self.endpoint.batch_discount)
@@ -273,7 +288,10 @@ class BatchClient:
                     ) from None
                 if status == 404 and what.startswith(LOOK):
                     return GONE  # kept open, it would end every run; its requests are submitted again
-                if status not in (408, 409, 429) and status < 500:
+                lost = what == READ and status in (404, 410)  # or not there yet
+                if lost and number + 1 == self.endpoint.max_attempts:
+                    return NO_FILE  # as with GONE
+                if status not in (408, 409, 429) and status < 500 and not lost:
                     break
             except (TimeoutError, openai.APIConnectionError) as error:
                 detail = outcomes.shown(f"{type(error).__name__}: {error.__cause__ or error}", self._key)
@@ -291,6 +309,13 @@ def _id(thing: Mapping[str, Any]) -> str:
     if not isinstance(id, str) or not id:
         raise RemoteError("the server names no id for what was sent to its Batch API; ask it by chat instead")
     return id
+
+
+def _lacks_files(batch: Mapping[str, Any]) -> bool:
+    """True of a batch that names no file of what it has answered, as one whose state is written first."""
+    counts = batch.get("request_counts")
+    none = isinstance(counts, dict) and not counts.get("completed") and not counts.get("failed")
+    return not none and not any(map(batch.get, FILES))
 
 
 def _messages(batch: Mapping[str, Any]) -> list[str]:

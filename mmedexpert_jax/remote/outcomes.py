@@ -26,14 +26,16 @@ DETAIL = 300  # characters kept of what a server says
 _QUOTA = re.compile(
     r"insufficient[_ ](?:quota|balance|funds|credits?)|billing_(?:hard_limit_reached|not_active)|access_terminated|"
     r"credit balance is too low|exceeded_current_quota|arrearage|account .{0,40}\b(?:suspended|overdue|in arrears)|"
-    r"余额不足|欠费",
+    r"used all (?:available )?credits|reached (?:its|your|the) (?:monthly )?spending limit|SetLimitExceeded|"
+    r"free-models-per-day|monthly included credits|余额不足|欠费",
     re.I,
 )
 _WRONG_KEY = re.compile(r"(?:invalid|incorrect|wrong) api[ _-]?key|api[ _-]?key (?:is )?(?:not valid|invalid)", re.I)
 _TOO_LARGE = re.compile(r"request too large|must be reduced", re.I)  # which no wait makes smaller
 _FILTERED = re.compile(
     r"content[ _-]?(?:filter|policy|management)|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|"
-    r"(?:inappropriate|sensitive) (?:content|words?)|content exists risk|敏感|guardrail|"
+    r"(?:inappropriate|sensitive)[ _]?(?:content|words?)|contains? sensitive information|content sensitive|"
+    r"(?:in|out)put (?:new_)?sensitive|content exists risk|敏感|guardrail|"
     r"blocked\b.{0,60}\b(?:safety|polic)|safety\s+(?:system|filter|setting)|"
     r"(?:input|prompt|content|request|message)\b.{0,60}\bflagged|"
     r"flagged.{0,60}\b(?:input|prompt|content|safety)|violat\w+.{0,60}\b(?:usage|safety|content|polic)",
@@ -67,7 +69,7 @@ _UNKNOWN_FIELD = re.compile(
 )
 # A server that takes no greedy answers, or no seed, is asked without; any other wrong value is the user's to know.
 _REFUSED_VALUE = re.compile(
-    r"must be (?:null|none|unset|positive|strictly positive|> ?0|greater than 0)|deprecated|is not allowed|"
+    r"(?:must|should) be (?:null|none|unset|positive|strictly positive|> ?0|greater than 0)|deprecated|is not allowed|"
     r"cannot both be|\bonly\b.{0,40}\b(?:allowed|supported)",
     re.I,
 )
@@ -81,10 +83,12 @@ _STOPPED = ("safety", "prohibited_content", "blocklist", "spii", "recitation", "
 _FINISH = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length", "max_length", "limit"), "length")
 _FINISH |= dict.fromkeys(("end_turn", "eos", "eos_token", "eos_token_id", "stop_sequence", "stop_str"), "stop")
 _FINISH |= dict.fromkeys(("complete", "completed", "done", "normal"), "stop")
+_NO_ERROR = ("0", "200", "none", "null", "", "ok", "success")  # codes of answers that are none
 _UNTYPED = ("text/plain", "application/octet-stream")  # as gateways send what they do not know
 _HIDDEN = re.compile("reasoning|thinking|redacted")  # types of parts that are no answer
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
+_DURATION = re.compile(r"(?<![\d.])(\d{1,9}(?:\.\d{1,18})?) ?(ms|s|m|h)(?:(?:ec(?:ond)?|in(?:ute)?|our)?s?)(?![a-z])")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_ASKED_WAIT = re.compile(r"\b(?:try again|retry)(?: \w+)? (?:in|after) ((?:\d[\d.]* ?[a-z]+ ?)+)", re.I)
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,10 @@ def classify(status: int, headers: Mapping[str, str], content: bytes, secret: st
         content: the body.
         secret: the key; masked in every text that is returned, before any text is cut.
     """
-    body = json_object(content, secret)
+    charset = re.search(r"charset=[\"']?([\w-]+)", headers.get("content-type", ""), re.I)
+    body = json_object(content, secret, charset[1] if charset else "")
     if 200 <= status < 300:
-        return _answer(headers, body, secret)
+        return _answer(headers, body, content, secret)
     return _failure(status, headers, body, content, secret)
 
 
@@ -154,14 +159,14 @@ def shown(text: object, secret: str) -> str:
     return " ".join(masked(str(text), secret).split())[:DETAIL]
 
 
-def json_object(content: bytes, secret: str = "") -> Mapping[str, Any]:
+def json_object(content: bytes, secret: str = "", charset: str = "") -> Mapping[str, Any]:
     """The object in a body, the first one of a list, {} for anything else.
 
     The key is masked in the re-written text, where no escape hides it; half a surrogate pair, of an emoji cut in two,
-    becomes U+FFFD.
+    and bytes that are neither UTF nor of `charset` become U+FFFD. Line breaks in a text may stand as they are.
     """
     try:
-        text = json.dumps(json.loads(content), ensure_ascii=False)
+        text = json.dumps(json.loads(_decoded(content, charset), strict=False), ensure_ascii=False)
         if len(secret) >= SECRET_LENGTH:
             text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], MASK)
         body = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
@@ -170,6 +175,13 @@ def json_object(content: bytes, secret: str = "") -> Mapping[str, Any]:
     if isinstance(body, list) and body:  # Gemini's endpoint wraps its errors so
         body = body[0]
     return body if isinstance(body, dict) else {}
+
+
+def _decoded(content: bytes, charset: str) -> str:
+    for name in (json.detect_encoding(content), charset or "utf-8"):
+        with contextlib.suppress(LookupError, UnicodeDecodeError):
+            return content.decode(name)
+    return content.decode("utf-8", "replace")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -187,32 +199,47 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max((reset for reset in resets if reset is not None), default=None)
 
 
+def _wait(headers: Mapping[str, str], error: Mapping[str, Any], said: str) -> float | None:
+    """Seconds that a server asks for in its headers, else in the details of its error (Google's), else in words."""
+    wait = retry_after(headers)
+    if wait is not None:
+        return wait
+    details = [one for one in _listed(error.get("details")) if isinstance(one, dict)]
+    named = next(filter(None, (_text(one.get("retryDelay")) for one in details)), "")
+    words = _ASKED_WAIT.search(said)
+    return _span(named or (words[1] if words else ""))
+
+
 def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], content: bytes, secret: str) -> Outcome:
     """The outcome of a status that is no success."""
     error = _error(body)
     code, said = f"{error.get('code')} {error.get('type')}", _said(error, content)
-    detail = shown(f"{status}: {said}", secret)
     own = _ECHO.sub(" ", said[:2000])
     if _QUOTA.search(f"{code} {own}") or status == 402:
-        return Outcome("quota", detail)
+        return Outcome("quota", shown(f"{status}: {said}", secret))
+    if quoted := _quoted(error):  # whose quota is not ours
+        code = f"{code} {quoted.get('code')} {quoted.get('type')}"
+        said = f"{said}: {_said(quoted, str(quoted).encode())}"
+        own = _ECHO.sub(" ", said[:2000])
+    detail = shown(f"{status}: {said}", secret)
     if _is_filtered(status, headers, code, own, error, content):
         return Outcome("answered", detail, reply=EndpointReply("", finish="content_filter"), usage=Usage())
     if status == 429 and _TOO_LARGE.search(own):
         return Outcome("rejected", detail)
     if status == 429:
-        return Outcome("rate-limit", detail, retry_after(headers))
+        return Outcome("rate-limit", detail, _wait(headers, error, own))
     if status in (408, 409, 425, 499) or status >= 500:
-        return Outcome("server", detail, retry_after(headers))
+        return Outcome("server", detail, _wait(headers, error, own))
     if 300 <= status < 400 and headers.get("location"):
         return Outcome("refused", shown(f"{status}: it sends on to {headers['location']}", secret))
     if status in (401, 403, 404, 405, 451) or 300 <= status < 400 or _WRONG_KEY.search(own):
         return Outcome("refused", detail)
-    if status in (400, 422) and (drop := _unknown_field(error)):
+    if status in (400, 422) and (drop := _unknown_field(error) or _unknown_field(quoted)):
         return Outcome("unsupported", detail, drop=drop)
     return Outcome("rejected", detail)
 
 
-def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) -> Outcome:
+def _answer(headers: Mapping[str, str], body: Mapping[str, Any], content: bytes, secret: str) -> Outcome:
     """The outcome of a success; a body that is not JSON of the protocol's form is malformed."""
     kind = headers.get("content-type", "")
     if "json" not in kind and not (body and kind.startswith(_UNTYPED)):
@@ -223,7 +250,7 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
     if isinstance(choice, dict) and finish == "content_filter":
         choice = {"message": {}} | choice
     if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
-        return _without_choice(body, headers, secret)
+        return _without_choice(body, headers, content, secret)
     usage = _usage(body.get("usage"))
     if finish in _BROKEN_OFF:
         said = _said(_error(choice if "error" in choice else {}), b"no reason given")
@@ -232,6 +259,8 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
     if reply is None:
         return Outcome("malformed", "a message whose content is no text", billed=True, usage=usage)
     broken = choice.get("error") or body.get("error")
+    if not reply.text and not reply.reasoning and not broken and _own_error(body):
+        return _without_choice(body, headers, content, secret)
     if not reply.text and not reply.reasoning and (broken or reply.finish not in _ENDS):
         said = f'no text, finish_reason "{finish}"'  # a fault that the server calls by a name of its own
         said += f": {_said(_error({'error': broken}), b'')}" if broken else ""
@@ -239,16 +268,24 @@ def _answer(headers: Mapping[str, str], body: Mapping[str, Any], secret: str) ->
     return Outcome("answered", reply=reply, billed=True, usage=usage, response_id=_text(body.get("id")))
 
 
-def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], secret: str) -> Outcome:
+def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], content: bytes, secret: str) -> Outcome:
     """A body without an answer: gateways send errors with status 200 too, the true status in `error.code`, FastChat
-    and FastAPI without an object of that name."""
-    if not (body.get("error") or body.get("object") == "error" or body.get("detail")):
-        return Outcome("malformed", "a body without choices[0].message, or cut short", billed=True)
+    and FastAPI without an object of that name, others under names of their own, which they do not bill."""
+    own = _own_error(body)
+    if not (own or body.get("error") or body.get("object") == "error" or body.get("detail")):
+        found = json.dumps(body, ensure_ascii=False) if body else content.decode("utf-8", "replace")
+        said = f"a body without choices[0].message, or cut short: {shown(found, secret)[:200]}"
+        return Outcome("malformed", said, billed=True)
     code = str(_error(body).get("code"))
     status = int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
     if "rate_limit" in code:
         status = 429
-    return replace(_failure(status, headers, body, b"", secret), billed=True)
+    outcome = _failure(status, headers, body, b"", secret)
+    if status == 500 and (filtered := _failure(400, headers, body, b"", secret)).reply:
+        outcome = filtered
+    usage, begun = _usage(body.get("usage")), bool(body.get("choices"))
+    billed = begun or usage is not None or not own or bool(body.get("error"))
+    return replace(outcome, billed=billed, usage=usage if begun else usage or outcome.usage)
 
 
 def _reply(choice: Mapping[str, Any], body: Mapping[str, Any]) -> EndpointReply | None:
@@ -308,11 +345,15 @@ def _usage(usage: Any) -> Usage | None:
     """Tokens of an attempt; None where the counts are missing or no counts, so that the most it can be is charged."""
     if not isinstance(usage, dict):
         return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    own = usage.get("prompt_tokens") is not None
+    sent, made = ("prompt", "completion") if own else ("input", "output")  # as OpenAI's Responses API has them
+    prompt, completion = _count(usage.get(f"{sent}_tokens")), _count(usage.get(f"{made}_tokens"))
     if prompt is None or completion is None:
         return None
-    cached = detail_count(usage, "prompt_tokens_details", "cached_tokens") or 0
-    reasoning = detail_count(usage, "completion_tokens_details", "reasoning_tokens") or 0
+    cached = detail_count(usage, f"{sent}_tokens_details", "cached_tokens") or 0
+    reasoning = detail_count(usage, f"{made}_tokens_details", "reasoning_tokens") or 0
+    hidden = max(0, (_count(usage.get("total_tokens")) or 0) - prompt - completion)  # where reasoning is in it alone
+    completion, reasoning = completion + hidden, reasoning + hidden
     return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
 
 
@@ -329,11 +370,34 @@ def _count(value: Any) -> int | None:
 
 
 def _error(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The error object; some servers put its fields, a bare text or a list in its place."""
-    error = body.get("error", body)
+    """The error object; some servers put its fields, a bare text or a list in its place, or have other names for it."""
+    error = body.get("error") or _own_error(body) or body.get("error", body)
     if isinstance(error, list) and error:
         error = error[0]
     return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _own_error(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error of a body that has it under names of its server's: of MiniMax, Qianfan, Hunyuan, or code and message;
+    {} for none."""
+    base, response = body.get("base_resp"), body.get("Response")
+    inner = response.get("Error") if isinstance(response, dict) else None
+    forms = [(base, "status_code", "status_msg"), (body, "error_code", "error_msg"), (inner, "Code", "Message")]
+    forms += [] if body.get("choices") else [(body, "code", "msg"), (body, "code", "message")]
+    for part, code, words in forms:
+        if isinstance(part, dict) and part.get(words) and str(part.get(code, 0)).lower() not in _NO_ERROR:
+            return {**part, "code": part[code], "message": part[words]}
+    return {}
+
+
+def _quoted(error: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error of the provider behind a router, as it quotes it (OpenRouter's metadata.raw); {} for none."""
+    metadata = error.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    if not isinstance(raw, str | dict) or not raw:
+        return {}
+    body = raw if isinstance(raw, dict) else json_object(raw.encode())
+    return _error(body) if body else {"message": raw}
 
 
 def _said(error: Mapping[str, Any], content: bytes) -> str:

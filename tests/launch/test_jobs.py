@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from mmedexpert_jax import lora, models
 from mmedexpert_jax.launch import load_config
 from mmedexpert_jax.launch.cli import main
-from mmedexpert_jax.launch.jobs import _run_part
+from mmedexpert_jax.launch.jobs import _run_part, default_workdir
 from mmedexpert_jax.runtime import Run
 
 SMALL = ["--config.steps=2", "--config.lora.rank=2", "--config.max_new_tokens=40", "--config.eval.batch_size=8"]
@@ -240,3 +240,21 @@ def test_a_plan_refuses_what_would_not_load_or_merge(tiny, tiny_checkpoint, tmp_
     save_file(named, wrong / "model.safetensors")
     merge = ["--config=configs/merge.py", *tiny, f"--config.experts=X={wrong}", "--config.plan=True"]
     assert main(merge) == 3 and "expert X lacks" in capsys.readouterr().err
+
+
+def test_exports_to_folders_of_their_own_are_runs_of_their_own(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for output in ("one", "there/two/"):
+        assert main(["--config=configs/export.py", tiny[0], f"--config.output={output}"]) == 0, capsys.readouterr().err
+        assert (tmp_path / output / "model.safetensors").is_file()
+    copy = shutil.copytree(tiny[0].partition("=")[2], tmp_path / "copy")
+    again = ["--config=configs/export.py", f"--config.model.path={copy}"]
+    tensors = load_file(copy / "model.safetensors")
+    for changed in (False, False, True):
+        if changed:  # trained on, say
+            save_file({key: -value for key, value in tensors.items()}, copy / "model.safetensors", {"format": "pt"})
+        assert main([*again, "--config.output=three"]) == 0
+        told = f"config.model.path: {copy} has changed since it was made" in capsys.readouterr().out
+        assert told == changed
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["export-one", "export-three", "export-two"]
+    assert default_workdir(load_config("configs/export.py")) == "runs/export-mini"

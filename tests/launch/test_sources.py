@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmedexpert_jax.errors import ConfigError
-from mmedexpert_jax.launch import load_config, sources
+from mmedexpert_jax.launch import jobs, load_config, sources
 from mmedexpert_jax.launch.sources import note_sources, tell_changed
 from mmedexpert_jax.runtime import Run
 
@@ -120,3 +120,48 @@ def test_a_finished_run_says_what_it_was_made_with_others_of(config, tmp_path, c
     shutil.rmtree(tmp_path / "model")
     tell_changed(config, folder)
     assert not capsys.readouterr().out
+
+
+def edited(file):
+    """The file with its last byte changed, of the same size and time."""
+    content, stat = bytearray(file.read_bytes()), file.stat()
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("result", ["model", "recipe"])
+@pytest.mark.parametrize("by", ["experts", "mergekit"])
+def test_a_finished_merge_says_what_has_changed_since(tiny_checkpoint, tmp_path, capsys, by, result):
+    for name in ("base", "one", "two"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
+    for name in ("one", "two"):
+        edited(tmp_path / name / "model.safetensors")
+    models = "".join(f"- {{model: {tmp_path / name}, parameters: {{weight: 0.5}}}}\n" for name in ("one", "two"))
+    (tmp_path / "m.yml").write_text(
+        f"merge_method: task_arithmetic\nbase_model: {tmp_path / 'base'}\nmodels:\n{models}"
+    )
+    own = {"experts": [str(tmp_path / "one"), f"second={tmp_path / 'two'}"], "model.path": str(tmp_path / "base")}
+    own = {"mergekit": str(tmp_path / "m.yml")} if by == "mergekit" else own | {"method": "average"}
+    config = load_config("configs/merge.py", own | {"result": result, "workdir": str(tmp_path / "run")})
+
+    def said():
+        jobs.run_job(config)
+        return [line for line in capsys.readouterr().out.splitlines() if "has changed since it was made" in line]
+
+    assert said() == said() == []
+    shutil.copytree(tmp_path / "two", tmp_path / "copy")  # the same content at another time is no change
+    shutil.rmtree(tmp_path / "two")
+    shutil.move(tmp_path / "copy", tmp_path / "two")
+    (tmp_path / "two" / "README.md").write_text("another word")
+    assert said() == []
+    edited(tmp_path / "two" / "model.safetensors")
+    edited(tmp_path / "base" / "model.safetensors")
+    fields = {"two": by, "base": "mergekit" if by == "mergekit" else "model.path"}
+    expected = {f"config.{field}: {tmp_path / name} has changed" for name, field in fields.items()}
+    found = said()
+    assert {line.partition(": ")[2].partition(" since")[0] for line in found} == (
+        expected if result == "model" else set()
+    )
+    (tmp_path / "m.yml").write_text((tmp_path / "m.yml").read_text().replace("0.5", "0.9"))
+    assert len(said()) == len(found) + (by == "mergekit")

@@ -8,6 +8,7 @@ from mmedexpert_jax import load_config, medeval
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.jobs import run_job
 from mmedexpert_jax.medeval import Evaluation
+from mmedexpert_jax.medeval.results import slug
 from mmedexpert_jax.models import Model, ModelConfig, save_pretrained
 from mmedexpert_jax.models.config import TextConfig, VisionConfig
 from mmedexpert_jax.models.network import tensor_shapes
@@ -104,6 +105,28 @@ def test_another_config_goes_on_with_the_stored_answers(folder, tmp_path, sample
     assert run_job(config) and len(list(rows.iterdir())) == 1  # nothing is left of the other
     assert run_job(settings(folder, max_new_tokens=64, compare=(), workdir=str(tmp_path / "run"), fresh=True))
     assert len(sampler.calls) == calls * 2 + 1  # asked again
+
+
+def test_what_somebody_put_beside_rows_and_tables_stays(folder, tmp_path, sampler):
+    run_job(settings(folder, max_new_tokens=64, workdir=str(tmp_path)))
+    made = {path.relative_to(tmp_path) for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    theirs = ("tables/my_notes.csv", "tables/tableau.md", "rows/reviewed/doctor.jsonl", "rows/mmedexpert-mini/x.jsonl")
+    for name in theirs:
+        place = tmp_path / "export" / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("mine")
+    run_job(settings(folder, max_new_tokens=64, compare=(), workdir=str(tmp_path)))
+    assert all((tmp_path / "export" / name).read_text() == "mine" for name in theirs)
+    left = {path.relative_to(tmp_path) for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    gone = made - left  # of the model that is asked no more, and tables of several models
+    assert "export/rows/mmedexpert-mini/tuned.jsonl" in map(str, gone)
+    assert {str(path) for path in left - made} == {f"export/{name}" for name in theirs}
+
+
+def test_names_of_any_length_are_names_of_files():
+    names = [letter * 300 + end for letter in ("a", "é", "病") for end in ("x", "y")]
+    assert len({slug(name) for name in names}) == 6 and max(len(slug(name).encode()) for name in names) <= 240
+    assert slug("a" * 240) == "a" * 240 and slug("runs/a b") == "runs-a-b"
 
 
 def test_processes_share_the_questions_and_one_makes_the_tables(folder, tmp_path, sampler):

@@ -101,6 +101,17 @@ def test_a_recipe_is_a_model_without_weights(folder, tmp_path):
         np.testing.assert_array_equal(computed[name], tensor)
 
 
+def test_a_recipe_of_other_rows_than_its_config_says_is_refused(folder, tmp_path):
+    execute(settings(folder, result="recipe"), tmp_path)
+    file = tmp_path / "export" / "model" / "config.json"
+    config = json.loads(file.read_text())
+    part = config if "vocab_size" in config else config["text_config"]
+    part["vocab_size"] += 1
+    file.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"embed_tokens\.weight is \[400, 16\] by its recipe, \[401, 16\] by config"):
+        load_model(tmp_path)
+
+
 def test_a_recipe_of_an_older_version_keeps_its_numbers(folder, tmp_path):
     """RAM+ with numbers of its own, written once as now and once under the names that recipes had before."""
     numbers = ("threshold=0.01", "slope=0.5", "bound=2")

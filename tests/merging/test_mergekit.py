@@ -25,7 +25,7 @@ from mmedexpert_jax import lora as adapters
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.launch.cli import main
 from mmedexpert_jax.merging.checkpoint import Checkpoint
-from mmedexpert_jax.merging.merge_recipe import merge_to_disk
+from mmedexpert_jax.merging.merge_recipe import merge_to_disk, tensors_of
 from mmedexpert_jax.merging.mergekit import METHODS, read_mergekit
 from mmedexpert_jax.merging.parameters import Parameters
 
@@ -135,6 +135,15 @@ models:
 parameters: {{weight: 1e-1}}
 out_dtype: float16
 """,
+    "revisions and a name": """
+name: mine
+merge_method: task_arithmetic
+base_model: {0}/base@main
+models:
+- {{model: {0}/one@main, parameters: {{weight: 0.3}}}}
+- {{model: "{0}/two", parameters: {{weight: 1}}}}
+dtype: float32
+""",
     "two of three layers": """
 merge_method: ties
 base_model: {0}/base
@@ -240,12 +249,28 @@ def test_a_union_of_vocabularies_has_every_token_s_row(models, tmp_path, method)
             tensors[key] = np.concatenate([tensors[key], more])
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
         save_tokenizer(tmp_path / name, tokens)
+    marked = AutoTokenizer.from_pretrained(tmp_path / "two")
+    marked.add_special_tokens({"additional_special_tokens": ["cough"]})
+    marked.save_pretrained(tmp_path / "two")
     text = FILES[method].format(tmp_path) + "tokenizer_source: union\n"
     (tmp_path / "m.yaml").write_text(text)
     assert theirs(tmp_path, text) is None
     merge_to_disk(read_mergekit(tmp_path / "m.yaml"), tmp_path / "ours")
     ours, peers = Checkpoint(tmp_path / "ours"), Checkpoint(tmp_path / "theirs")
-    rows = [AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("ours", "theirs")]
+    read_mergekit(tmp_path / "m.yaml").write(tmp_path / "recipe")
+    for name, tensor in tensors_of(tmp_path / "recipe").items():
+        np.testing.assert_array_equal(tensor.read(()), ours[name], err_msg=name)
+    over = FILES["ties"].format(tmp_path).replace(f"{tmp_path}/one", f"{tmp_path}/recipe")
+    (tmp_path / "over.yaml").write_text(over)
+    with pytest.raises(DataError, match=r"recipe\.json: a union of vocabularies.*: merge that recipe first"):
+        merge_to_disk(read_mergekit(tmp_path / "over.yaml"), tmp_path / "over")
+    both = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("ours", "theirs")]
+    rows = [one.get_vocab() for one in both]
+    said = [
+        one.decode([vocab[t] for t in ("w1", "cough", "fever")], skip_special_tokens=True)
+        for one, vocab in zip(both, rows, strict=True)
+    ]
+    assert said == ["w1fever", "w1fever"]
     assert set(rows[0]) == set(rows[1]) == {*WORDS, "fever", "cough"}
     assert len(ours["model.embed_tokens.weight"]) == 22
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["vocab_size"] == 22
@@ -253,6 +278,25 @@ def test_a_union_of_vocabularies_has_every_token_s_row(models, tmp_path, method)
     for (token, row), key in itertools.product(rows[0].items(), ("model.embed_tokens.weight", "lm_head.weight")):
         np.testing.assert_allclose(ours[key][row], peers[key][rows[1][token]], rtol=coarse, atol=2e-6, err_msg=token)
     np.testing.assert_allclose(ours["model.norm.weight"], peers["model.norm.weight"], rtol=coarse)
+
+
+@pytest.mark.parametrize("changed", ["base", "one"])
+def test_a_merge_does_not_go_on_over_another_order_of_the_tokens(models, tmp_path, changed):
+    for name in ("base", "one", "two"):
+        shutil.copytree(models / name, tmp_path / name)
+    (tmp_path / "m.yaml").write_text(FILES["ties"].format(tmp_path))
+    recipe = read_mergekit(tmp_path / "m.yaml")
+
+    def stop(done, total):
+        if done == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_to_disk(recipe, tmp_path / "out", stop)
+    save_tokenizer(tmp_path / changed, [*WORDS[:3], WORDS[4], WORDS[3], *WORDS[5:]])
+    found = [Checkpoint(tmp_path / name) for name in ("out", "new") if merge_to_disk(recipe, tmp_path / name)]
+    for name, tensor in found[0].items():
+        np.testing.assert_array_equal(tensor, found[1][name], err_msg=name)
 
 
 def test_every_method_of_mergekit_is_read_with_its_parameters_and_defaults():

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from mmedexpert_jax.errors import Interrupted, RemoteError
@@ -187,3 +189,111 @@ def test_a_batch_whose_making_was_not_told_is_not_made_twice(batch_client, monke
         monkeypatch.setattr(server.batches, "respond", answering)
         replies = batch_client(server, retry_wait=0.01).ask(questions(5))
     assert all(reply.text for reply in replies) and len(server.batches.submitted) == 5
+
+
+def altered(batches, monkeypatch, change):
+    """Lets `change` (method, path, status, body) give another status and body for a response of the batch address."""
+    respond = batches.respond
+    monkeypatch.setattr(batches, "respond", lambda m, p, *rest: change(m, p, *respond(m, p, *rest)))
+
+
+@pytest.mark.parametrize("counts", [None, {"total": 3, "completed": 3, "failed": 0}])
+def test_a_batch_that_is_completed_before_it_names_its_files_is_looked_at_again(batch_client, monkeypatch, counts):
+    looks = []
+
+    def late(method, path, status, body):
+        if isinstance(body, dict) and body.get("status") == "completed":
+            looks.append(path)
+            return status, body | {"request_counts": counts} | ({"output_file_id": None} if len(looks) < 3 else {})
+        return status, body
+
+    with Loopback() as server:
+        altered(server.batches, monkeypatch, late)
+        assert all(reply.text for reply in batch_client(server).ask(questions(3)))
+        assert len(server.batches.submitted) == 3 and len(looks) == 3
+
+
+def test_a_batch_that_answered_none_is_looked_at_once(batch_client, monkeypatch):
+    looks = []
+
+    def empty(method, path, status, body):
+        if isinstance(body, dict) and body.get("status") == "completed":
+            looks.append(path)
+            return status, body | {"output_file_id": None, "request_counts": {"completed": 0, "failed": 0}}
+        return status, body
+
+    with Loopback() as server:
+        altered(server.batches, monkeypatch, empty)
+        with pytest.raises(RemoteError, match="answered none of 3 requests"):
+            batch_client(server).ask(questions(3))
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_output_that_is_gone_is_said_and_asked_again_by_the_next_run(batch_client, monkeypatch, capsys, status):
+    gone = []
+
+    def lost(method, path, known, body):
+        if method == "GET" and "/files/" in path and (not gone or path in gone):
+            gone.append(path)
+            return status, {"error": {"message": "No such File object"}}
+        return known, body
+
+    with Loopback() as server:
+        altered(server.batches, monkeypatch, lost)
+        with pytest.raises(RemoteError, match=r"does not know the file file-1 of batch batch-0 any more.*submits them"):
+            batch_client(server, max_attempts=3).ask(questions(3))
+        assert len(gone) == 3  # it may have been too early
+        assert all(reply.text for reply in batch_client(server).ask(questions(3)))
+        assert len(server.batches.submitted) == 6
+    assert "does not know the file file-1" in capsys.readouterr().err
+
+
+def test_a_file_of_errors_that_is_gone_costs_no_answer(batch_client, monkeypatch):
+    def more(method, path, status, body):
+        named = isinstance(body, dict) and body.get("status") == "completed"
+        return status, body | {"error_file_id": "file-9"} if named else body
+
+    with Loopback() as server:
+        server.batches._files["file-9"] = b""
+        altered(server.batches, monkeypatch, more)
+        respond = server.batches.respond
+        monkeypatch.setattr(
+            server.batches, "respond", lambda m, p, *rest: (404, {}) if "file-9" in p else respond(m, p, *rest)
+        )
+        for _ in range(2):
+            assert all(reply.text for reply in batch_client(server, max_attempts=2).ask(questions(3)))
+        assert len(server.batches.submitted) == 3
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda response: {"body": response["body"]},
+        lambda response: response | {"status_code": "200"},
+        lambda response: response | {"status_code": None},
+        lambda response: response | {"body": json.dumps(response["body"])},
+        lambda response: response["body"],
+    ],
+)
+def test_a_line_of_a_form_of_its_own_is_an_answer(batch_client, monkeypatch, form):
+    def other(lines):
+        return b"\n".join(json.dumps(line | {"response": form(line["response"])}).encode() for line in lines)
+
+    with Loopback() as server:
+        monkeypatch.setattr(server.batches, "_output", other)
+        replies = batch_client(server).ask(questions(3))
+        assert [reply.text for reply in replies] == [f"answer to question {i} (0)" for i in range(3)]
+        assert len(server.batches.submitted) == 3
+
+
+@pytest.mark.parametrize("response", [{}, {"body": "no"}, {"status_code": "ok", "body": {}}, {"status_code": "5²"}])
+def test_a_line_without_an_answer_is_none(batch_client, monkeypatch, response):
+    with Loopback() as server:
+        monkeypatch.setattr(
+            server.batches,
+            "_output",
+            lambda lines: b"\n".join(json.dumps(line | {"response": response}).encode() for line in lines),
+        )
+        with pytest.raises(RemoteError, match=r"answered none of 3 requests .*server: 500"):
+            batch_client(server).ask(questions(3))

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from mmedexpert_jax.remote.outcomes import classify as judge
 from mmedexpert_jax.remote.outcomes import retry_after
+from mmedexpert_jax.remote.protocol import Endpoint
 
 FIELDS = st.sampled_from(
     *[["choices", "message", "content", "refusal", "usage", "error", "code", "prompt_tokens", "finish_reason", "model"]]
 )
 JSON = {"content-type": "application/json; charset=utf-8"}
+ENDPOINT = Endpoint(url="http://localhost/v1", model="m", key_env="")
 
 
 def body(**error) -> bytes:
@@ -129,6 +132,151 @@ def test_reasons_to_end_are_in_the_protocols_words(said):
 )
 def test_what_servers_say_in_words_of_their_own(status, headers, content, outcome):
     assert judge(status, headers, json.dumps(content).encode() if content else b"").kind == outcome
+
+
+def judged(status, content, **headers):
+    return judge(status, JSON | headers, json.dumps(content).encode())
+
+
+QUOTED = {"message": "Provider returned error", "code": 400}
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "words"),
+    [
+        ('{"error":{"message":"Content Exists Risk"}}', "answered", "Content Exists Risk"),
+        ('{"error":{"message":"stopped","code":"content_filter"}}', "answered", "stopped"),
+        ({"error": {"message": "context length is 4096"}}, "rejected", "context length is 4096"),
+        ({"error": {"message": "Unsupported parameter: seed"}}, "unsupported", "seed"),
+        ("x/y is temporarily rate-limited upstream", "rejected", "x/y is temporarily"),
+        ('{"error":{"message":"pay","code":"insufficient_quota"}}', "rejected", "pay"),  # the router's account there
+        ('{"error":{"fault":"odd"}}', "rejected", "odd"),
+        (None, "rejected", "Provider returned error"),
+        (3, "rejected", "Provider returned error"),
+    ],
+)
+def test_what_a_router_quotes_of_the_provider_is_said_and_decides_on_filters(raw, kind, words):
+    found = judged(400, {"error": QUOTED | {"metadata": {"raw": raw, "provider_name": "x"}}})
+    assert found.kind == kind and words in found.detail
+
+
+OWN = {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, "choices": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (OWN, "quota"),
+        ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, "server"),
+        ({"base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}}, "answered"),
+        ({"error_code": 336100, "error_msg": "model is overloaded"}, "server"),
+        ({"Response": {"Error": {"Code": "InternalError", "Message": "try again"}}}, "server"),
+        ({"code": 50505, "message": "TPM limit reached", "data": None}, "server"),
+        ({"code": 401, "msg": "no such key"}, "refused"),
+    ],
+)
+def test_errors_under_a_server_s_own_names_are_read_and_not_billed(content, kind):
+    found = judged(200, content)
+    assert found.kind == kind and found.cost(ENDPOINT, worst=1.0) == 0
+    assert re.search("insufficient|limit|sensitive|overloaded|try again|no such key", found.detail)
+
+
+def test_an_error_beside_an_empty_answer_is_no_answer_and_beside_a_text_none():
+    choice = {"finish_reason": "stop", "message": {"content": ""}}
+    sensitive = {"base_resp": {"status_code": 1027, "status_msg": "output new_sensitive"}, "choices": [choice]}
+    found = judged(200, sensitive)
+    assert found.reply.finish == "content_filter" and found.cost(ENDPOINT, worst=1.0) == 1.0  # it may be billed
+    assert judged(200, sensitive | {"usage": {"prompt_tokens": 9, "completion_tokens": 1}}).usage.completion == 1
+    busy = {"base_resp": {"status_code": 1000, "status_msg": "unknown"}, "choices": [choice]}
+    assert judged(200, busy).kind == "server"
+    fine = {"base_resp": {"status_code": 0, "status_msg": "success"}, "choices": [choice], "code": 0, "msg": "ok"}
+    assert judged(200, fine).reply.finish == "stop"
+    choice["message"]["content"] = "B"
+    assert judged(200, sensitive).reply.text == "B"
+    assert "a thing of its own" in judged(200, {"code": 0, "message": "a thing of its own"}).detail  # of no known form
+    assert "sk-0123456789" not in judge(200, JSON, b'{"a": "sk-\\u00301' + b'23456789"}', "sk-0123456789").detail
+
+
+@pytest.mark.parametrize(
+    ("said", "wait"),
+    [
+        ("Please retry in 34.074824224s.", 34.074824224),
+        ("Rate limit reached. Please try again in 7m12s. Need more?", 432),
+        ("Please retry after 60 seconds.", 60),
+        ("try again after 1 minute", 60),
+        ("try again in 250ms", 0.25),
+        ("Please try again in 5 months", None),
+        ("retry after some time; limit 30s", None),
+        ("Invalid content: 'try again in 20 s'", None),  # the question's words
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_wait_that_is_asked_for_in_words_is_heeded(status, said, wait):
+    assert judged(status, {"error": {"message": said}}).wait == (wait and pytest.approx(wait))
+    assert judged(status, {"error": {"message": said}}, **{"retry-after": "3"}).wait == 3
+
+
+def test_a_wait_in_the_details_of_an_error_is_heeded():
+    details = [{"@type": "x.QuotaFailure", "violations": [{}]}, {"@type": "x.RetryInfo", "retryDelay": "34s"}]
+    assert judged(429, [{"error": {"message": "slow", "details": details}}]).wait == 34
+    assert judged(429, {"error": {"message": "slow", "details": {"retryDelay": "2s"}}}).wait == 2
+    assert judged(429, {"error": {"message": "slow", "details": "none"}}).wait is None
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind"),
+    [
+        (
+            429,
+            {"message": "Your team has either used all available credits or reached its monthly spending limit."},
+            "quota",
+        ),
+        (429, {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits"}, "quota"),
+        (429, {"code": "SetLimitExceeded", "message": "the model service has been paused"}, "quota"),
+        (429, {"message": "You can raise your rate limit under spending limits."}, "rate-limit"),
+        (400, {"code": "InputTextSensitiveContentDetected", "message": "stopped"}, "answered"),
+        (400, {"message": "the input text may contain sensitive information"}, "answered"),
+        (400, {"message": "content sensitive"}, "answered"),
+        (400, {"message": "seed: Input should be greater than 0"}, "unsupported"),
+        (400, {"message": "max_tokens: Input should be greater than 0"}, "rejected"),
+    ],
+)
+def test_more_words_for_ends_of_money_filters_and_refused_values(status, error, kind):
+    assert judged(status, {"error": error}).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": 2019}, (9, 2010, 0, 2000)),
+        ({"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": 19}, (9, 10, 0, 0)),
+        ({"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": 12}, (9, 10, 0, 0)),
+        ({"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": "many"}, (9, 10, 0, 0)),
+        ({"input_tokens": 9, "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 3}}, (9, 5, 0, 3)),
+        ({"prompt_tokens": None, "completion_tokens": None, "input_tokens": 9, "output_tokens": 5}, (9, 5, 0, 0)),
+        ({"input_tokens": 9, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 4}}, (9, 5, 4, 0)),
+    ],
+)
+def test_tokens_are_counted_under_either_name_and_with_those_of_the_total_alone(usage, tokens):
+    found = judge(200, JSON, json.dumps(json.loads(completion(content="B")) | {"usage": usage}).encode()).usage
+    assert (found.prompt, found.completion, found.cached, found.reasoning) == tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "text"),
+    [
+        (JSON["content-type"], b'{"choices":[{"message":{"content":"one\n\ttwo"}}]}', "one\n\ttwo"),
+        ("application/json; charset=iso-8859-1", '{"choices":[{"message":{"content":"né"}}]}'.encode("latin-1"), "né"),
+        ('application/json; charset="gb18030"', '{"choices":[{"message":{"content":"是"}}]}'.encode("gb18030"), "是"),
+        ("application/json; charset=iso-8859-1", '{"choices":[{"message":{"content":"né"}}]}'.encode(), "né"),
+        ("application/json; charset=none", b'{"choices":[{"message":{"content":"n\xe9"}}]}', "n\ufffd"),
+        ("application/json", b'{"choices":[{"message":{"content":"n\xe9"}}]}', "n\ufffd"),
+        ("application/json", '{"choices":[{"message":{"content":"é"}}]}'.encode("utf-16"), "é"),
+        ("application/json", '\ufeff{"choices":[{"message":{"content":"é"}}]}'.encode(), "é"),
+    ],
+)
+def test_an_answer_is_read_with_raw_breaks_and_in_its_charset(kind, content, text):
+    assert judge(200, {"content-type": kind}, content).reply.text == text
 
 
 HTML = {"content-type": "text/html; charset=utf-8"}

@@ -82,12 +82,16 @@ def weights_hash(path: str) -> str:
 
 def content_hash(directories: Iterable[Path], suffixes: tuple[str, ...] = _SUFFIXES) -> str:
     """Hash of the files with `suffixes` in directories, read as `weights_hash` says."""
+    found = (file for folder in directories for file in sorted(folder.iterdir()))
+    return files_hash(file for file in found if file.suffix in suffixes and file.is_file())
+
+
+def files_hash(read: Iterable[Path]) -> str:
+    """Hash of files in their order, read as `weights_hash` says."""
     digest = hashlib.sha256()
-    for folder in directories:
-        for file in sorted(folder.iterdir()):
-            if file.suffix in suffixes and file.is_file():
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-                _add_parts(digest, file)
+    for file in read:
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        _add_parts(digest, file)
     return digest.hexdigest()
 
 
