@@ -204,6 +204,18 @@ def test_an_open_question_is_asked_answered_and_scored(tmp_path):
     assert scoring.score(item, "<think>x</think><answer>Pleural effusion</answer>").right
 
 
+@pytest.mark.parametrize("said", ["Gout", "gouty arthritis", "podagra", "pseudogout"])
+def test_evaluation_calls_right_what_the_reward_does(tmp_path, said):
+    row = {"id": "o1", "question": "Swollen big toe. Diagnosis?", "answer": "Gout", "ward": "3"}
+    _write(tmp_path, row | {"accepted": ["gouty arthritis", "podagra"]})
+    (case,) = load_cases(tmp_path, "train")
+    (item,) = benchmarks.load_entry(f"mmedexpert_mini@train={tmp_path}").items
+    right, text = said != "pseudogout", f"<think>x</think><answer>{said}</answer>"
+    assert rewards.accuracy(case, text) == right
+    assert [scoring.score(one, text).right for one in (item, benchmarks.from_case(case))] == [right, right]
+    assert "ward" not in item.columns  # which a kit may give a meaning
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
