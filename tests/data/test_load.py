@@ -217,6 +217,23 @@ def test_evaluation_calls_right_what_the_reward_does(tmp_path, said):
 
 
 @pytest.mark.parametrize(
+    ("cell", "others"),
+    [
+        ("podagra", ("podagra",)),
+        ("podagra; gouty arthritis", ("podagra", "gouty arthritis")),
+        ('["podagra", 38.0]', ("podagra", "38")),
+        (["podagra", None, 38.5], ("podagra", "38.5")),
+        ([], ()),
+        (True, ()),  # a column of another meaning
+    ],
+)
+def test_what_else_is_right_may_be_a_text_as_tables_have_lists(tmp_path, cell, others):
+    row = {"id": "o1", "question": "Swollen big toe. Diagnosis?", "answer": "Gout", "accepted": cell}
+    (case,) = load_cases(_write(tmp_path, row), "train")
+    assert case.golds == ("Gout", *others)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"answer": "AB", "options": ["a", "b", "c"]}, ("key answer", "'AB'")),
