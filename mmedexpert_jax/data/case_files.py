@@ -108,12 +108,18 @@ def _benchmark(entry: str) -> list[Case]:
     """The questions of a benchmark with a letter as key, as cases. Raises DataError, ConfigError, RemoteError."""
     from mmedexpert_jax.data.benchmarks.registry import load_entry
 
-    items = load_entry(entry).items
+    items = load_entry(entry, whole=True).items
     found = [item for item in items if item.kind == "choice" and item.answer in tuple(LETTERS[: len(item.options)])]
     if not found:
         raise DataError(f"{BENCHMARK}{entry}: no choice questions to train on")
     return [
-        Case(item.id, item.question, item.options, item.answer, task=item.benchmark, images=item.images)
+        Case(
+            *(item.id, item.question, item.options, item.answer),
+            task=item.benchmark,
+            images=item.images,
+            columns=item.columns,
+            labels=item.labels,
+        )
         for item in found
     ]
 
