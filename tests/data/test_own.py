@@ -742,3 +742,40 @@ def test_an_answer_under_an_unknown_name_and_turns_beside_a_query_are_refused_wi
     (tmp_path / "x.jsonl").write_text(json.dumps(rows[1]))
     with pytest.raises(DataError, match="key history: several turns"):
         convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "answer"),
+    [
+        ({"question": "Which?\nA. gout\nB. lupus\nC. sepsis", "answer": "B"}, ("gout", "lupus", "sepsis"), "B"),
+        ({"question": "Which? (A) gout (B) lupus", "answer": "b"}, ("gout", "lupus"), "B"),
+        ({"question": "Which?\nOptions:\n(A) gout\n(B) lupus", "answer": "(B) lupus"}, ("gout", "lupus"), "B"),
+        ({"query": "Which?\nA. gout\nB. lupus", "response": "A"}, ("gout", "lupus"), "A"),
+        ({"input": "Which?\nA. gout\nB. lupus", "label": "A"}, ("gout", "lupus"), "A"),
+        ({"input": "Which?", "output": "Gout"}, (), "Gout"),
+        ({"question": "Which?", "input": "of the ward", "answer": "Gout"}, (), "Gout"),
+    ],
+)
+def test_a_question_that_lists_its_options_is_converted_as_the_refusal_says(tmp_path, row, options, answer):
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    convert_data.convert(tmp_path / "in.jsonl", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.options, case.answer) == ("Which?", options, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [("C", "no options for the answer"), ("A, B", "names several"), ("A. lupus", "another option")]
+)
+def test_an_answer_that_is_none_of_the_options_a_question_lists_is_refused(tmp_path, answer, words):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "Which?\nA. gout\nB. lupus", "answer": answer}))
+    with pytest.raises(DataError, match=words):
+        convert_data.convert(tmp_path / "in.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])  # as JSON, and as pandas writes an object into a CSV
+def test_verls_reward_model_may_be_a_text(tmp_path, write):
+    row = {"id": "1", "prompt": "Which?\nA. gout\nB. lupus"}
+    text = write({"style": "rule", "ground_truth": "B"})
+    (tmp_path / "train.jsonl").write_text(json.dumps(row | {"reward_model": text}))
+    (case,) = load_cases(tmp_path, "train")
+    assert (case.options, case.answer, case.columns["reward_model"]) == (("gout", "lupus"), "B", text)
