@@ -779,3 +779,20 @@ def test_verls_reward_model_may_be_a_text(tmp_path, write):
     (tmp_path / "train.jsonl").write_text(json.dumps(row | {"reward_model": text}))
     (case,) = load_cases(tmp_path, "train")
     assert (case.options, case.answer, case.columns["reward_model"]) == (("gout", "lupus"), "B", text)
+
+
+@pytest.mark.parametrize(
+    ("specialties", "told"),
+    [
+        (("AM", "BS"), "2 for dsa"),
+        (("cardiology", ""), "2 for dsa (specialty=mixed), 0 of them for one of its experts"),
+        (("AM", "Radiology"), "2 for dsa (specialty=mixed), 1 of them for one of its experts"),
+    ],
+)
+def test_the_check_counts_for_dsa_what_its_mixed_training_takes(tmp_path, specialties, told):
+    row = {"question": "Which?", "options": ["a", "b"], "answer": "A", "trace": "(1) x. (2) y."}
+    rows = [row | {"id": f"t{i}", "question": f"Which {i}?", "specialty": name} for i, name in enumerate(specialties)]
+    rows.append({"id": "bare", "question": "And?", "answer": "Gout", "specialty": "AM"})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (checked,) = check_data.check(tmp_path)
+    assert checked.notes == ["3 for gba and evaluate", told]
