@@ -145,8 +145,8 @@ def _case(row: Mapping[str, Any], where: str, folder: Path, needs_four: bool) ->
 
 
 def accepted(row: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What else is right, as a row's column `accepted`, also where a table has it as a text; empty where there is none.
-    Raises DataError."""
+    """Further right answers, as a row's column `accepted`, also where a table has it as a text; empty where there are
+    none. Raises DataError."""
     try:
         found = items(row.get("accepted"))
     except DataError as error:

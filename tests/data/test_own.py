@@ -796,3 +796,20 @@ def test_the_check_counts_for_dsa_what_its_mixed_training_takes(tmp_path, specia
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (checked,) = check_data.check(tmp_path)
     assert checked.notes == ["3 for gba and evaluate", told]
+
+
+VERL = 'How many? Let\'s think step by step and output the final answer after "####".'
+EASYR1 = r"How many? The final answer MUST BE put in \boxed{}."
+DAPO = "How many?\nThe last line of your response should be of the form Answer: $Answer (without quotes)."
+R1 = "How many? Output the reasoning in <think></think> and the answer in <answer></answer>."  # as ours
+MARKDOWN = "#### History\n3 days of fever, bills of $ 5.\n#### Task\nHow many? The answer: 5 or 6?"
+
+
+@pytest.mark.parametrize(("question", "told"), [(VERL, 1), (EASYR1, 1), (DAPO, 1), (R1, 0), (MARKDOWN, 0)])
+@pytest.mark.parametrize("key", ["question", "prompt", "problem"])
+def test_a_prompt_that_asks_for_another_form_of_answer_is_told(tmp_path, caplog, question, told, key):
+    rows = [{"id": "plain", key: "How many?", "answer": "5"}, {"id": "formed", key: question, "answer": "5"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_cases(tmp_path, "train")[1].question == question
+    lines = [line for line in caplog.messages if "another form" in line]
+    assert len(lines) == told and all("1 questions" in line and "formed" in line for line in lines)

@@ -167,8 +167,9 @@ def _read(
 
 
 def _said(row: Any) -> dict[str, Any]:
-    """What a row says by key, but for its images and empty cells."""
-    said = row if isinstance(row, Mapping) else getattr(row, "columns" if isinstance(row, Case) else "values", None)
+    """The cells of a row by key, but for its images and empty cells."""
+    held = row.columns if isinstance(row, Case) else getattr(row, "values", None)
+    said = row if isinstance(row, Mapping) else held
     cells = said.items() if isinstance(said, Mapping) else ()
     return {key: value for key, value in cells if value is not None and not callable(value)}
 
