@@ -105,9 +105,13 @@ def _check(file: Path, split: str, ids: set[str], seen: dict[str, str]) -> Check
 
 
 def _identifying(case: Case) -> list[privacy.Found]:
-    texts = {"question": case.question, "options": case.options, "trace": case.trace}
+    texts: dict[str, str | tuple[str, ...]] = {
+        "question": case.question,
+        "options": case.options,
+        "trace": case.trace,
+    }
     if not case.options:
-        texts["answer"] = case.answer
+        texts["answer"] = case.golds
     headers = [one for n, image in enumerate(case.images, 1) for one in privacy.scan_header(_held(image), f"image {n}")]
     return [*privacy.scan_texts(texts.items()), *headers]
 

@@ -813,3 +813,11 @@ def test_a_prompt_that_asks_for_another_form_of_answer_is_told(tmp_path, caplog,
     assert load_cases(tmp_path, "train")[1].question == question
     lines = [line for line in caplog.messages if "another form" in line]
     assert len(lines) == told and all("1 questions" in line and "formed" in line for line in lines)
+
+
+@pytest.mark.parametrize("accepted", ["gout, call 617-555-0134", ["podagra", "gout, call 617-555-0134"]])
+def test_the_check_looks_for_people_among_further_right_answers(tmp_path, accepted):
+    row = {"id": "1", "question": "Which?", "answer": "Gout", "accepted": accepted}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (checked,) = check_data.check(tmp_path)
+    assert [one["rows"] for one in checked.identifying] == [1]
