@@ -231,6 +231,8 @@ def test_what_else_is_right_may_be_a_text_as_tables_have_lists(tmp_path, cell, o
     row = {"id": "o1", "question": "Swollen big toe. Diagnosis?", "answer": "Gout", "accepted": cell}
     (case,) = load_cases(_write(tmp_path, row), "train")
     assert case.golds == ("Gout", *others)
+    choice = row | {"options": ["a", "b"], "answer": "B"}
+    assert load_cases(_write(tmp_path, choice), "train")[0].golds == ("B",)  # a letter is the only key of a choice
 
 
 @pytest.mark.parametrize(
