@@ -65,7 +65,8 @@ class Case:
     def golds(self) -> tuple[str, ...]:
         """The answer, and of an open question what else its file accepts (`columns["accepted"]`)."""
         found = self.columns.get("accepted")
-        return (self.answer, *map(str, found)) if isinstance(found, list | tuple) else (self.answer,)
+        others = found if isinstance(found, list | tuple) and not self.options else ()
+        return (self.answer, *(str(one) for one in others if one not in (None, "")))
 
     @property
     def answer_text(self) -> str:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ImageRef
 from mmedexpert_jax.processing.windows import chosen
 
+# The end of a prompt of other trainers, verl's and DAPO's: \boxed{}, "after ####", "Answer: $Answer".
+_OTHER_FORM = re.compile(r"\\(?:boxed|fbox)\b|(?:after|behind|with|by)\W{1,4}####|answer:\s*\\?\$", re.IGNORECASE)
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
 
 
@@ -80,6 +83,7 @@ def read_cases(
     """
     seen = set() if ids is None else ids
     kept: set[str] = set()
+    formed: list[str] = []  # ids
     for file in files:
         for number, row in tables.read(InFolder(file), str(file), ("images", "image")):
             try:
@@ -94,9 +98,16 @@ def read_cases(
                 continue
             seen.add(case.id)
             kept.update(case.columns)
+            formed += [case.id] * bool(_OTHER_FORM.search(case.question))
             yield case
     if others := sorted(kept - {*PROVENANCE, *forms.KEPT}):
         _tell("%s: keys that only rewards of your own read: %s", files[0], border.cut(", ".join(others), 200))
+    if formed:
+        _tell(
+            "%s: %d questions ask for another form of answer, such as that of %s; ours, <answer></answer>, is asked "
+            "for behind it and alone counts: delete theirs from the rows",
+            *(files[0], len(formed), formed[0]),
+        )
 
 
 @functools.cache  # a job reads its files several times, and says it once
@@ -108,12 +119,18 @@ def _benchmark(entry: str) -> list[Case]:
     """The questions of a benchmark with a letter as key, as cases. Raises DataError, ConfigError, RemoteError."""
     from mmedexpert_jax.data.benchmarks.registry import load_entry
 
-    items = load_entry(entry).items
+    items = load_entry(entry, whole=True).items
     found = [item for item in items if item.kind == "choice" and item.answer in tuple(LETTERS[: len(item.options)])]
     if not found:
         raise DataError(f"{BENCHMARK}{entry}: no choice questions to train on")
     return [
-        Case(item.id, item.question, item.options, item.answer, task=item.benchmark, images=item.images)
+        Case(
+            *(item.id, item.question, item.options, item.answer),
+            task=item.benchmark,
+            images=item.images,
+            columns=item.columns,
+            labels=item.labels,
+        )
         for item in found
     ]
 

@@ -13,7 +13,7 @@ from typing import Any
 from mmedexpert_jax import answers, border
 from mmedexpert_jax.data import forms, question_text, tables
 from mmedexpert_jax.data.case import LETTERS, PARADIGMS, SPECIALTIES, Case
-from mmedexpert_jax.data.cells import as_text
+from mmedexpert_jax.data.cells import as_text, items
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.data.reference_answers import unnamed
 from mmedexpert_jax.data.words import word_count
@@ -140,8 +140,19 @@ def _case(row: Mapping[str, Any], where: str, folder: Path, needs_four: bool) ->
         paradigm=_one_of(_text(row, "paradigm", ""), "paradigm", ("", *PARADIGMS)),
         trace=trace,
         paradigms=tuple(dict.fromkeys(_one_of(p, "paradigms", PARADIGMS) for p in listed or PARADIGMS)),
-        columns={key: value for key, value in row.items() if key not in KEYS and value is not None},
+        columns={key: value for key, value in row.items() if key not in KEYS and value is not None} | accepted(row),
     )
+
+
+def accepted(row: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Further right answers, as a row's column `accepted`, also where a table has it as a text; empty where there are
+    none. Raises DataError."""
+    try:
+        found = items(row.get("accepted"))
+    except DataError as error:
+        raise DataError(f"key accepted: {error}") from None
+    texts = [as_text(one) for one in found if one is not None] if isinstance(found, list | tuple) else []
+    return {"accepted": [str(text) for text in texts]} if texts else {}
 
 
 def _letter(row: Mapping[str, Any], options: tuple[str, ...]) -> str:

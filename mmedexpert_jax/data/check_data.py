@@ -92,19 +92,26 @@ def _check(file: Path, split: str, ids: set[str], seen: dict[str, str]) -> Check
                 refuse(error)
                 continue
             checked.good += 1
-            found.update(["gba and evaluate", *["dsa"] * bool(case.trace and case.specialty in SPECIALTIES)])
+            traced, of_four = bool(case.trace), case.specialty in SPECIALTIES
+            found.update(["gba and evaluate", *["dsa"] * traced, *["one of its experts"] * (traced and of_four)])
             texts.append(_identifying(case))
     except DataError as error:  # the file as a whole
         refuse(error)
     checked.identifying = privacy.counts(texts)
     checked.notes = [f"{found[name]} for {name}" for name in ("gba and evaluate", "dsa")] if checked.good else []
+    if found["one of its experts"] < found["dsa"]:
+        checked.notes[-1] += f" (specialty=mixed), {found['one of its experts']} of them for one of its experts"
     return checked
 
 
 def _identifying(case: Case) -> list[privacy.Found]:
-    texts = {"question": case.question, "options": case.options, "trace": case.trace}
+    texts: dict[str, str | tuple[str, ...]] = {
+        "question": case.question,
+        "options": case.options,
+        "trace": case.trace,
+    }
     if not case.options:
-        texts["answer"] = case.answer
+        texts["answer"] = case.golds
     headers = [one for n, image in enumerate(case.images, 1) for one in privacy.scan_header(_held(image), f"image {n}")]
     return [*privacy.scan_texts(texts.items()), *headers]
 

@@ -13,10 +13,11 @@ from typing import Any
 from uuid import UUID
 
 from mmedexpert_jax import answers, border
-from mmedexpert_jax.data import case_files, case_rows, cells, forms, tables
+from mmedexpert_jax.data import case_files, case_rows, cells, forms, question_text, tables
 from mmedexpert_jax.data.answer_letters import MEANT, with_letters
 from mmedexpert_jax.data.case import LETTERS, SPLITS
 from mmedexpert_jax.data.places import InFolder
+from mmedexpert_jax.data.reference_answers import letter_of, refuse_named
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.processing import medical
 from mmedexpert_jax.processing.images import ADDRESS, BASE64, LONGEST, SUFFIXES, VIEWED, clean
@@ -119,8 +120,24 @@ def _own_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     if isinstance(found.get("history"), list) and found["history"]:
         raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
     found["options"] = _options(found)
+    if found["options"] in (None, "", [], {}) and isinstance(found["question"], str):
+        found |= _in_question(found["question"], str(found["answer"]).strip())
     images = _images(found)
     return found | {"id": str(found.get("id") or f"row-{name}"), "images": images}
+
+
+def _in_question(whole: str, answer: str) -> dict[str, Any]:
+    """The parts of a row whose question lists lettered options of which its answer gives one, as `forms` reads it;
+    none of any other. Raises DataError of an answer that speaks of one and gives none."""
+    question, options = question_text.split_options(whole)
+    if not options and len(answer) == 1:
+        question, options = question_text.split_line_of_options(whole)
+    if not options:
+        return {}
+    if letter := letter_of(answer, options):
+        return {"question": question, "options": options, "answer": letter}
+    refuse_named(answer, options, whole)
+    return {}
 
 
 def _options(found: dict[str, Any]) -> Any:

@@ -195,6 +195,8 @@ def _answers(row: Mapping[str, Any]) -> list[str]:
 def _of_reward_model(row: Mapping[str, Any]) -> Any:
     """The ground truth of verl's rows; None where there is none."""
     model = row.get("reward_model")
+    if isinstance(model, str) and model.lstrip().startswith("{"):  # of a CSV, or a Parquet that pandas wrote
+        model = items(model)
     return model.get("ground_truth") if isinstance(model, Mapping) else None
 
 

@@ -123,7 +123,8 @@ def decoupled(values: np.ndarray, weights: np.ndarray, eps: float, ddof: int) ->
     al. 2026, arXiv 2601.05242; TRL's "normalize_then_sum"): no function drowns in another's variance."""
     normal = _centred(values) / (_deviation(values, ddof, axis=1) + eps)
     summed = totals(normal, weights)
-    return (summed - np.nanmean(summed)) / (_deviation(summed, ddof, axis=None) + eps)
+    mean = 0.0 if np.isnan(summed).all() else np.nanmean(summed)  # all abstain: numpy would warn of a mean of none
+    return (summed - mean) / (_deviation(summed, ddof, axis=None) + eps)
 
 
 ESTIMATORS: dict[str, Estimator] = {

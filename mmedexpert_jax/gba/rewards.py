@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 Reward = Callable[..., Any]
 
 
+# Before a first statement.
+_NUMBER = re.compile(r"\A\W*(?:(?:step|statement)\s*)?\d{1,2}(?:\s*[.):]+(?!\d)|\n)\W*", re.IGNORECASE)
+
+
 def accuracy(case: Case, text: str, **_) -> float:
     """1 if the parsed answer chooses the key, or is the reference answer of an open question, else 0."""
     return float(answers.is_right(text, case.options, *case.golds))
@@ -62,9 +66,16 @@ def token_f1(case: Case, text: str, **_) -> float | None:
 def answer_first(case: Case, text: str, **_) -> float:
     """-1 if the first sentence of the reasoning states an answer, else 0: the paper's own samples (appendix D) do, and
     what follows is then no reasoning towards it."""
-    first = re.split(r"(?<=[.!?])\s+|\n", (answers.parse(text).think or "").strip(), maxsplit=1)[0]
+    parsed = answers.parse(text)
+    think = _NUMBER.sub("", (parsed.think or "").strip())
+    first, *rest = re.split(r"(?<=[.!?])\s+|\n", think, maxsplit=2)
+    if not case.options:
+        known = {answers.vote(one) for one in (parsed.answer or "", *case.golds)} - {""}
+        return -float(any(answers.vote(one) in known for one in (first, *answers.stated_texts(first))))
     named = stated(first, LETTERS[: len(case.options)], remarks=False)
     letter = answers.chosen(first, case.options)
+    if letter and rest and rest[0].lower().startswith(case.options[LETTERS.index(letter)].lower()):
+        first = f"{first} {rest[0]}"  # the stop stood behind the label: "B. Septic arthritis is a candidate."
     own = f"{letter}. {case.options[LETTERS.index(letter)]}" if letter else ""
     # a label alone or with its option, not "A: airway patent"
     bare = answers.vote(re.sub(r"\A(?:option|choice)\s+", "", first, flags=re.IGNORECASE))

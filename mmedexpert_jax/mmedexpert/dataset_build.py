@@ -30,7 +30,8 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "id": (TEXT, "stable, unique; <source>-<hash of the case>.<paradigm>"),
     "question": (TEXT, "vignette and question, without options"),
     "options": (TEXTS, "option texts in the order of their letters"),
-    "answer": (TEXT, "letter of the key"),
+    "answer": (TEXT, "letter of the key; of an open question the reference"),
+    "accepted": (TEXTS, "what else is right of an open question"),
     "specialty": (TEXT, "AM, CAH, BS or CSI"),
     "task": (TEXT, "sub-specialty; empty where none is told"),
     "images": (IMAGES, "PNG or JPEG files, without headers"),
@@ -69,6 +70,7 @@ class Built:
             case,
             SCHEMA,
             id=f"{case.id}.{trace.paradigm}",
+            accepted=list(case.golds[1:]),
             # of files of one name the folders tell apart, which may be called by people or hospitals
             source_id=re.sub(r"^.*/(?=[^/]+:\d+$)", "", case.source_id),
             images=[{"bytes": p.open(), "path": name} for p, name in zip(case.images, names, strict=True)],
@@ -86,7 +88,8 @@ class Built:
 def identifies(one: Built) -> bool:
     """True where a text of the row may identify a person."""
     case = one.trace.case
-    texts = {"question": case.question, "options": case.options, "answer": case.answer_text, "trace": one.text}
+    answers = (case.answer_text, *case.golds[1:])
+    texts = {"question": case.question, "options": case.options, "answer": answers, "trace": one.text}
     return bool(privacy.scan_texts(texts.items()))
 
 

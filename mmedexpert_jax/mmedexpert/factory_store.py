@@ -165,6 +165,7 @@ class Store(Database):
     def _record(self, text: str) -> RawCase:
         values = border.parse_json(text, str(self.path))
         values["images"] = [self._image(name, sha) for name, sha in values["images"]]
+        values["columns"] = {key: values.pop(key) for key in ("accepted",) if key in values}
         whole = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         fields: dict[str, Any] = {RENAMED.get(key, key): value for key, value in whole.items()}
         return RawCase(**fields)
@@ -173,6 +174,8 @@ class Store(Database):
 def _record_json(record: RawCase) -> str:
     values = {key: getattr(record, RENAMED.get(key, key)) for key in KEYS}
     values["images"] = [(image.name, image.sha256) for image in record.images]
+    if others := record.golds[1:]:
+        values["accepted"] = others
     return json.dumps(values, ensure_ascii=False)
 
 

@@ -90,7 +90,7 @@ def check(
         "cut-short": finish == "length",
         "malformed": not parsed.well_formed,
         "unreadable-answer": letter is None,
-        "wrong-answer": letter is not None and not answers.is_right(response, record.options, record.answer),
+        "wrong-answer": letter is not None and not answers.is_right(response, record.options, *record.golds),
         "too-short": count < words[0],
         "too-long": count > words[1],
         "answer-first": states_first(think, record),
@@ -99,7 +99,7 @@ def check(
     }
     reasons = [name for name, there in found.items() if there]
     if not found["malformed"]:
-        texts, key = record.named
+        texts, key = record.named(think)
         chosen = LETTERS.index(letter) if letter and record.options else key
         lacks = paradigm_rules.missing(think, paradigm, texts, chosen)
         reasons += [f"structure:{lack}" for lack in lacks]
@@ -117,7 +117,7 @@ def states_first(think: str, record: RawCase) -> bool:
     if found is None:
         return False
     rest = opening[found.end() :]
-    texts = [option.lower() for option in record.named[0]]
+    texts = [option.lower() for option in record.options or record.golds]
     return bool(_LETTER.match(rest)) or any(rest.lower().startswith(text) for text in texts)
 
 

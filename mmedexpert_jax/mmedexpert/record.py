@@ -38,11 +38,12 @@ class RawCase(Case):
     # remarks that did not reject it, e.g. "mentions-picture", "negative-stem", "repaired:options-in-question".
     flags: tuple[str, ...] = ()
 
-    @property
-    def named(self) -> tuple[tuple[str, ...], int]:
-        """The texts that a trace may name as answers, and the index of the right one: of an open question its reference
-        alone."""
-        return (self.options, LETTERS.index(self.answer)) if self.options else ((self.answer,), 0)
+    def named(self, text: str) -> tuple[tuple[str, ...], int]:
+        """The texts that a trace may name as answers, and the index of the right one: of an open question the one of
+        its right answers that stands in `text`, or else its reference."""
+        if self.options:
+            return self.options, LETTERS.index(self.answer)
+        return (next((gold for gold in self.golds if gold.lower() in text.lower()), self.answer),), 0
 
 
 def held(name: str, data: bytes) -> ImageRef:

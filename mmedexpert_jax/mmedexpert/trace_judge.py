@@ -41,8 +41,9 @@ def conversation(trace: Trace) -> list[dict[str, Any]]:
     case, known = trace.case, PARADIGMS[trace.paradigm]
     options = "\n".join(lettered(case.options))
     criteria = "\n".join(f"{criterion.code}: {criterion.text}" for criterion in RUBRIC[trace.paradigm])
+    key = f"{case.answer}. {case.answer_text}" if case.options else " or ".join(case.golds)
     parts = [
-        f"Case\n{case.question}\n{options}\nKey: {case.answer}. {case.answer_text}",
+        f"Case\n{case.question}\n{options}\nKey: {key}",
         f"Discussion by the source\n{case.explanation}" if case.explanation else "",
         f"Way of reasoning: {known.title}. {known.definition}",
         f"Reasoning\n{trace.text}",

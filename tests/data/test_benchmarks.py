@@ -161,6 +161,43 @@ def test_a_users_file_registers_a_benchmark(tmp_path):
         benchmarks.load(str(tmp_path / "empty.py"), tmp_path)
 
 
+CHOICES = """
+from mmedexpert_jax.data import benchmarks
+from mmedexpert_jax.data.benchmarks import rows
+
+def item(row, files, subset):
+    said = row if isinstance(row, dict) else row.values
+    shared = {"labels": {"ward": "3"}, "meta": {"kit": "k"}}
+    return benchmarks.Item(said["id"], "mine", said["q"], ("x", "y"), said["a"], **shared)
+
+def found(files, split, subset):
+    return [ROW for row in rows.read(files.one("mine.jsonl"))]
+
+benchmarks.register(benchmarks.Spec("mine", "Mine", found, item))
+"""
+
+
+@pytest.mark.parametrize("kind", ["row", "row.values"])
+def test_a_users_rows_give_their_columns_to_rewards_and_not_to_scores(tmp_path, kind):
+    code = CHOICES.replace("ROW", kind)
+    (tmp_path / "mine.py").write_text(code)
+    row = {"id": "1", "q": "Where?", "a": "B", "level": 3, "exp": {"why": ["x"]}, "kit": "other", "none": None}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
+    entry = f"{tmp_path / 'mine.py'}={tmp_path / 'mine.jsonl'}"
+    try:
+        (case,) = load_cases(f"benchmark:{entry}", "train")
+        (item,) = benchmarks.load_entry(entry).items
+    finally:
+        benchmarks.registry._SPECS.pop("mine", None)
+    assert case.columns == {key: value for key, value in row.items() if key != "none"} | {"kit": "k"}
+    assert case.labels == {"ward": "3"} and item.columns == {"kit": "k"}
+
+
+def test_a_published_row_gives_its_columns_without_its_picture():
+    (case,) = load_cases("benchmark:mmedexpert_mini@test", "train", limit=1)
+    assert case.columns["source"] and not any(callable(value) for value in case.columns.values())
+
+
 # Places ---------------------------------------------------------------------------------------------------------------
 
 

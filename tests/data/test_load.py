@@ -204,6 +204,37 @@ def test_an_open_question_is_asked_answered_and_scored(tmp_path):
     assert scoring.score(item, "<think>x</think><answer>Pleural effusion</answer>").right
 
 
+@pytest.mark.parametrize("said", ["Gout", "gouty arthritis", "podagra", "pseudogout"])
+def test_evaluation_calls_right_what_the_reward_does(tmp_path, said):
+    row = {"id": "o1", "question": "Swollen big toe. Diagnosis?", "answer": "Gout", "ward": "3"}
+    _write(tmp_path, row | {"accepted": ["gouty arthritis", "podagra"]})
+    (case,) = load_cases(tmp_path, "train")
+    (item,) = benchmarks.load_entry(f"mmedexpert_mini@train={tmp_path}").items
+    right, text = said != "pseudogout", f"<think>x</think><answer>{said}</answer>"
+    assert rewards.accuracy(case, text) == right
+    assert [scoring.score(one, text).right for one in (item, benchmarks.from_case(case))] == [right, right]
+    assert "ward" not in item.columns  # which a kit may give a meaning
+
+
+@pytest.mark.parametrize(
+    ("cell", "others"),
+    [
+        ("podagra", ("podagra",)),
+        ("podagra; gouty arthritis", ("podagra", "gouty arthritis")),
+        ('["podagra", 38.0]', ("podagra", "38")),
+        (["podagra", None, 38.5], ("podagra", "38.5")),
+        ([], ()),
+        (True, ()),  # a column of another meaning
+    ],
+)
+def test_what_else_is_right_may_be_a_text_as_tables_have_lists(tmp_path, cell, others):
+    row = {"id": "o1", "question": "Swollen big toe. Diagnosis?", "answer": "Gout", "accepted": cell}
+    (case,) = load_cases(_write(tmp_path, row), "train")
+    assert case.golds == ("Gout", *others)
+    choice = row | {"options": ["a", "b"], "answer": "B"}
+    assert load_cases(_write(tmp_path, choice), "train")[0].golds == ("B",)  # a letter is the only key of a choice
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

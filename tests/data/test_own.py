@@ -742,3 +742,82 @@ def test_an_answer_under_an_unknown_name_and_turns_beside_a_query_are_refused_wi
     (tmp_path / "x.jsonl").write_text(json.dumps(rows[1]))
     with pytest.raises(DataError, match="key history: several turns"):
         convert_data.convert(tmp_path / "x.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "answer"),
+    [
+        ({"question": "Which?\nA. gout\nB. lupus\nC. sepsis", "answer": "B"}, ("gout", "lupus", "sepsis"), "B"),
+        ({"question": "Which? (A) gout (B) lupus", "answer": "b"}, ("gout", "lupus"), "B"),
+        ({"question": "Which?\nOptions:\n(A) gout\n(B) lupus", "answer": "(B) lupus"}, ("gout", "lupus"), "B"),
+        ({"query": "Which?\nA. gout\nB. lupus", "response": "A"}, ("gout", "lupus"), "A"),
+        ({"input": "Which?\nA. gout\nB. lupus", "label": "A"}, ("gout", "lupus"), "A"),
+        ({"input": "Which?", "output": "Gout"}, (), "Gout"),
+        ({"question": "Which?", "input": "of the ward", "answer": "Gout"}, (), "Gout"),
+    ],
+)
+def test_a_question_that_lists_its_options_is_converted_as_the_refusal_says(tmp_path, row, options, answer):
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    convert_data.convert(tmp_path / "in.jsonl", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.options, case.answer) == ("Which?", options, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [("C", "no options for the answer"), ("A, B", "names several"), ("A. lupus", "another option")]
+)
+def test_an_answer_that_is_none_of_the_options_a_question_lists_is_refused(tmp_path, answer, words):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "Which?\nA. gout\nB. lupus", "answer": answer}))
+    with pytest.raises(DataError, match=words):
+        convert_data.convert(tmp_path / "in.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])  # as JSON, and as pandas writes an object into a CSV
+def test_verls_reward_model_may_be_a_text(tmp_path, write):
+    row = {"id": "1", "prompt": "Which?\nA. gout\nB. lupus"}
+    text = write({"style": "rule", "ground_truth": "B"})
+    (tmp_path / "train.jsonl").write_text(json.dumps(row | {"reward_model": text}))
+    (case,) = load_cases(tmp_path, "train")
+    assert (case.options, case.answer, case.columns["reward_model"]) == (("gout", "lupus"), "B", text)
+
+
+@pytest.mark.parametrize(
+    ("specialties", "told"),
+    [
+        (("AM", "BS"), "2 for dsa"),
+        (("cardiology", ""), "2 for dsa (specialty=mixed), 0 of them for one of its experts"),
+        (("AM", "Radiology"), "2 for dsa (specialty=mixed), 1 of them for one of its experts"),
+    ],
+)
+def test_the_check_counts_for_dsa_what_its_mixed_training_takes(tmp_path, specialties, told):
+    row = {"question": "Which?", "options": ["a", "b"], "answer": "A", "trace": "(1) x. (2) y."}
+    rows = [row | {"id": f"t{i}", "question": f"Which {i}?", "specialty": name} for i, name in enumerate(specialties)]
+    rows.append({"id": "bare", "question": "And?", "answer": "Gout", "specialty": "AM"})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (checked,) = check_data.check(tmp_path)
+    assert checked.notes == ["3 for gba and evaluate", told]
+
+
+VERL = 'How many? Let\'s think step by step and output the final answer after "####".'
+EASYR1 = r"How many? The final answer MUST BE put in \boxed{}."
+DAPO = "How many?\nThe last line of your response should be of the form Answer: $Answer (without quotes)."
+R1 = "How many? Output the reasoning in <think></think> and the answer in <answer></answer>."  # as ours
+MARKDOWN = "#### History\n3 days of fever, bills of $ 5.\n#### Task\nHow many? The answer: 5 or 6?"
+
+
+@pytest.mark.parametrize(("question", "told"), [(VERL, 1), (EASYR1, 1), (DAPO, 1), (R1, 0), (MARKDOWN, 0)])
+@pytest.mark.parametrize("key", ["question", "prompt", "problem"])
+def test_a_prompt_that_asks_for_another_form_of_answer_is_told(tmp_path, caplog, question, told, key):
+    rows = [{"id": "plain", key: "How many?", "answer": "5"}, {"id": "formed", key: question, "answer": "5"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_cases(tmp_path, "train")[1].question == question
+    lines = [line for line in caplog.messages if "another form" in line]
+    assert len(lines) == told and all("1 questions" in line and "formed" in line for line in lines)
+
+
+@pytest.mark.parametrize("accepted", ["gout, call 617-555-0134", ["podagra", "gout, call 617-555-0134"]])
+def test_the_check_looks_for_people_among_further_right_answers(tmp_path, accepted):
+    row = {"id": "1", "question": "Which?", "answer": "Gout", "accepted": accepted}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (checked,) = check_data.check(tmp_path)
+    assert [one["rows"] for one in checked.identifying] == [1]

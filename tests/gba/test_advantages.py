@@ -176,6 +176,14 @@ def test_a_sample_about_which_all_abstain_is_left_out_of_its_groups_statistics()
     assert found[0, 2] == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("functions", [1, 3])
+def test_a_step_of_which_all_abstain_is_zero_without_a_warning(name, functions):
+    values = np.full((2, 4, functions), np.nan, np.float32)
+    np.testing.assert_array_equal(estimate(values, np.ones(functions), name), np.zeros((2, 4)))
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_function_without_weight_is_not_heard_where_all_others_abstain(name):
     """Accuracy stands among the functions with weight 0: an unreadable judge is no reward of 0."""

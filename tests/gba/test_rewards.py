@@ -617,6 +617,33 @@ def test_a_reasoning_that_begins_with_its_answer_is_punished():
     )
 
 
+@pytest.mark.parametrize("count", ["", "1. ", "(1) ", "1: ", "Step 1. ", "**1.** ", "## Step 1\n", "1.\n"])
+def test_a_number_before_the_answer_hides_it_not(count):
+    case = Case("c", "Which?", ("Gout", "Septic arthritis", "Lupus"), "B")
+    open_one = Case("o", "Which?", (), "Gout", columns={"accepted": ["podagra"]})
+
+    def punished(case, begin, answer):
+        return rewards.answer_first(case, render(f"{count}{begin} 2. Fever.", answer)) == -1
+
+    first = ["The answer is B.", "Answer: B\n", "B\n", "B. Septic arthritis.", "Septic arthritis."]
+    assert [punished(case, begin, "B") for begin in first] == [True] * 5
+    later = ["B. Septic arthritis is a candidate.", "Either gout or lupus.", "A. Gout: no fever.", "3 days ill. So B."]
+    assert [punished(case, begin, "B") for begin in later] == [False] * 4
+    first = ["The answer is gout.", "Gout\n", "Answer: podagra.", "The diagnosis is Lupus because of the rash."]
+    assert [punished(open_one, begin, "Lupus") for begin in first] == [True] * 4
+    later = ["Gout and lupus are candidates.", "Gout hurts at night.", "The toe is red. So gout."]
+    assert [punished(open_one, begin, "Gout") for begin in later] == [False] * 3
+    said = ["No.", "The answer is no.", "There is no fever.", "No swelling is seen."]
+    no = Case("n", "A fracture?", (), "no")
+    assert [punished(no, begin, "no") for begin in said] == [True, True, False, False]
+
+
+def test_figures_are_no_numbers_of_statements():
+    case = Case("c", "Which?", ("Gout", "Lupus"), "B")
+    for begin in ("1.5 mg/dl of urea. B.", "38.5 of fever. The answer is B.", "2 findings. B."):
+        assert rewards.answer_first(case, render(begin, "B")) == 0
+
+
 def test_a_right_answer_without_reasoning_is_above_a_wrong_one_in_full_form():
     """By the default weights, and gated by any; at even weights the two tie."""
     made = rollout(["<answer>B</answer>", render(TRACES["bayesian"], "A"), render(TRACES["bayesian"], "B")])

@@ -1,6 +1,7 @@
 """Questions with a reference answer and no options, through collection, prompt, filter and review."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,12 @@ from mmedexpert_jax.data.case import PARADIGMS
 from mmedexpert_jax.data.case_files import load_cases
 from mmedexpert_jax.data.prompts import render
 from mmedexpert_jax.mmedexpert import filters, funnel, teacher_prompts, trace_synthesis
+from mmedexpert_jax.mmedexpert.dataset_build import Built, identifies, write
+from mmedexpert_jax.mmedexpert.factory_store import Store
 from mmedexpert_jax.mmedexpert.record import Check, RawCase, Trace
 from mmedexpert_jax.mmedexpert.review.checks import problems
+from mmedexpert_jax.mmedexpert.review.import_export import case_text
+from mmedexpert_jax.mmedexpert.review.review_traces import from_case
 from mmedexpert_jax.mmedexpert.sources import collect
 from tests.mmedexpert import fake_teacher
 
@@ -99,3 +104,50 @@ def test_the_stand_in_answers_a_question_without_options(paradigm):
     messages = teacher_prompts.conversation(RECORD, paradigm, "full", (40, 400))
     check = filters.check(fake_teacher.answer({"messages": messages, "seed": 1}), RECORD, paradigm, (40, 400))
     assert "malformed" not in check.reasons and "too-short" not in check.reasons and check.answer
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.jsonl", '{"question": "What is it?", "answer": "Gout", "accepted": ["podagra", "uric arthritis"]}'),
+        ("own.csv", "Question,Answer,Accepted\nWhat is it?,Gout,podagra; uric arthritis\n"),
+        ("own.csv", 'question,answer,accepted\nWhat is it?,Gout,"[""podagra"", ""uric arthritis""]"\n'),
+    ],
+)
+def test_what_else_is_right_stays_from_the_row_to_the_set_that_is_built(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    (found,) = collect([str(tmp_path / name)]).records
+    (tmp_path / "bare.jsonl").write_text('{"question": "What is it?", "answer": "Gout"}')
+    (bare,) = collect([str(tmp_path / "bare.jsonl")]).records
+    assert found.id == bare.id and bare.golds == ("Gout",)
+
+    store = Store(tmp_path / "factory.sqlite")
+    store.replace_cases([replace(found, specialty="AM", id="x-1"), replace(bare, specialty="AM", id="x-2")])
+    for (record,) in store.read("SELECT record FROM cases WHERE id = 'x-2'"):
+        assert "accepted" not in json.loads(record)  # as files of before have it
+    case, other = store.cases()
+    assert case.golds == ("Gout", "podagra", "uric arthritis") and other.golds == ("Gout",)
+
+    reasoning = "(1) Urate crystals form because it is saturated. (2) They cause pain. (3) So it is podagra."
+    said = render(reasoning, "Podagra")
+    assert filters.check(said, case, "analytical").passed
+    assert filters.check(said, other, "analytical").reasons == ("wrong-answer",)
+    listed = SOUND["differential"].replace("Gout", "podagra")
+    assert filters.check(render(listed, "podagra"), case, "differential").passed
+    first = filters.check(render("(1) The answer is podagra. (2) Because.", "podagra"), case, "analytical")
+    assert "answer-first" in first.reasons
+
+    trace = Trace("t", case, "analytical", reasoning, said, "someone", 0, "", Check(True, "Podagra"))
+    assert problems(trace, reasoning) == [] and case_text(trace).endswith("Answer: Gout or podagra or uric arthritis")
+    unlike = Trace("u", other, "analytical", SOUND["analytical"], "", "someone", 0, "", Check(True, "Gout"))
+    write(tmp_path / "built", {"train": [Built(one, one.text, "none") for one in (trace, unlike)]})
+    read = load_cases(tmp_path / "built", "train")
+    assert [one.golds for one in read] == [case.golds, ("Gout",)]
+    assert from_case(read[0]).case.golds == case.golds
+
+
+def test_a_text_of_a_person_is_found_among_what_else_is_right():
+    told = replace(RECORD, columns={"accepted": ["gout, call 617-555-0134"]})
+    traces = [Trace("t", one, "intuitive", "", "", "", 0, "", Check(True, "Gout")) for one in (told, RECORD)]
+    made = [Built(trace, trace.text, "none") for trace in traces]
+    assert [identifies(one) for one in made] == [True, False]

@@ -38,7 +38,9 @@ class Benchmark:
 def from_case(case: Case, benchmark: str = "mmedexpert_mini") -> Case:
     """A case of the training data as a benchmark's, with the labels that accuracies are broken down by."""
     labels = {"specialty": case.specialty, "task": case.task, "modality": case.modality, "paradigm": case.paradigm}
-    return replace(case, benchmark=benchmark, labels=labels, columns={})  # a row's own columns are not a kit's
+    # what else is right stays; a row's other columns are not a kit's
+    columns = {key: value for key, value in case.columns.items() if key == "accepted"}
+    return replace(case, benchmark=benchmark, labels=labels, columns=columns)
 
 
 def Item(  # a class once: benchmark files that people wrote call it so

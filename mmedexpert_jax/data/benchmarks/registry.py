@@ -5,7 +5,7 @@ import functools
 import importlib
 import pkgutil
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def load(
     limit: int = 0,
     seed: int = 0,
     skip_broken: bool = False,
+    whole: bool = False,
 ) -> Benchmark:
     """Reads one split of a benchmark from its distributed files; images stay unread.
 
@@ -81,6 +82,7 @@ def load(
             larger one. 0 keeps all.
         seed: of the sample.
         skip_broken: leave out malformed rows and items whose images are missing; the census counts and names them.
+        whole: add the other keys of an item's row to its columns, as rewards of one's own read them.
 
     Raises:
         ConfigError: no such benchmark, split or subset, or no source where one is needed.
@@ -89,7 +91,7 @@ def load(
     """
     known, split, subset = _known(name, split, subset)
     files = _open(known, str(source) or known.default, split, subset)
-    items, malformed, missing, rows = _read(known, files, split, subset)
+    items, malformed, missing, rows = _read(known, files, split, subset, whole)
     counted = census.count(known.name, items, rows, malformed, missing, known.published(split, subset))
     if (malformed or missing) and not skip_broken:
         raise DataError(f"{files.name}: {census.broken(counted)}; skip_broken=True goes on without them")
@@ -133,7 +135,9 @@ def _known(name: str, split: str, subset: str) -> tuple[Spec, str, str]:
     return known, split, subset
 
 
-def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case], list[str], list[str], int]:
+def _read(
+    known: Spec, files: Files, split: str, subset: str, whole: bool
+) -> tuple[list[Case], list[str], list[str], int]:
     items: dict[str, Case] = {}
     malformed: list[str] = []
     missing: list[str] = []
@@ -147,6 +151,8 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case
             item = _keyed(known.item(row, files, subset), getattr(row, "where", f"row {rows}"))
             if not item.benchmark:  # a published file does not say how its questions may be reasoned about
                 item = replace(item, benchmark=known.name, paradigms=())
+            if whole:
+                item = replace(item, columns={**_said(row), **item.columns})
             if item.id in items:
                 raise DataError(f"{getattr(row, 'where', item.id)}: id {item.id!r} stands twice")
             items[item.id] = item
@@ -158,6 +164,14 @@ def _read(known: Spec, files: Files, split: str, subset: str) -> tuple[list[Case
         except DataError as error:
             malformed.append(str(error))
     return list(items.values()), malformed, missing, rows
+
+
+def _said(row: Any) -> dict[str, Any]:
+    """The cells of a row by key, but for its images and empty cells."""
+    held = row.columns if isinstance(row, Case) else getattr(row, "values", None)
+    said = row if isinstance(row, Mapping) else held
+    cells = said.items() if isinstance(said, Mapping) else ()
+    return {key: value for key, value in cells if value is not None and not callable(value)}
 
 
 def _keyed(item: Case, where: str) -> Case:

@@ -33,7 +33,7 @@ def problems(trace: Trace, text: str) -> list[str]:
             _sentence(reason, trace.paradigm) for reason in filters.check(response, trace.case, trace.paradigm).reasons
         ]
     paradigm = PARADIGMS[trace.paradigm]
-    if not paradigm.follows(text, trace.case.named[0]):
+    if not paradigm.follows(text, trace.case.named(text)[0]):
         return [f"The moves of {paradigm.title} are not found. {paradigm.definition}"]
     return []
 

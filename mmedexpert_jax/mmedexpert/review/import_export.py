@@ -116,7 +116,7 @@ def given(store: Store) -> dict[str, dict[str, Opinion]]:
 def case_text(trace: Trace) -> str:
     """Question, lettered options and the answer, for tools that show one text."""
     options = lettered(trace.case.options)
-    return "\n".join([trace.case.question, *options, f"Answer: {trace.case.answer}"])
+    return "\n".join([trace.case.question, *options, f"Answer: {' or '.join(trace.case.golds)}"])
 
 
 def image_uris(trace: Trace) -> list[str]:

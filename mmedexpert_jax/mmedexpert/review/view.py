@@ -30,7 +30,7 @@ def item(trace: Trace, person: Person, desk: ReviewQueue, blind: bool) -> dict[s
         "id": trace.id,
         "question": case.question,
         "options": [{"letter": letter, "text": text} for letter, text in zip(LETTERS, case.options, strict=False)],
-        "answer": case.answer,
+        "answer": " or ".join(case.golds),
         "explanation": case.explanation,
         "specialty": " / ".join(name for name in (case.specialty, case.task) if name),
         "images": len(case.images),

@@ -16,7 +16,7 @@ from mmedexpert_jax.data.cells import as_text
 from mmedexpert_jax.data.places import InFolder
 from mmedexpert_jax.errors import ConfigError, DataError
 from mmedexpert_jax.mmedexpert.record import RawCase
-from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, without_identifiers
+from mmedexpert_jax.mmedexpert.sources.canonical import Rejected, canonical, plain_text, without_identifiers
 from mmedexpert_jax.mmedexpert.sources.raw_formats import FORMATS, Format, keys, lone_letter, recognise, text
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -209,6 +209,8 @@ def _record(row: Any, forced: Format | None, where: str, folders: list[Path], ri
         raw = shape.read(row)
         raw.redistributable = False if rights.restricts(shape, file) else raw.redistributable
         record = replace(canonical(raw, shape, where, folders, *rights.of(shape, file)), person=_person(row))
+        if others := () if record.options else case_rows.accepted(row).get("accepted"):
+            record = replace(record, columns={"accepted": [plain_text(other, []) for other in others]})
         read = (raw.explanation, raw.field)
         for key in sorted(row.keys() - case_rows.KEYS.keys() - case_rows.PROVENANCE - {"image"}):
             value = row[key].strip() if isinstance(row[key], str) else row[key]
