@@ -205,6 +205,30 @@ def test_images_by_data_uri_stay(tmp_path):
     assert case.images[0].picture().size == (9, 8)
 
 
+@pytest.mark.parametrize("key", ["label", "solution", "ground_truth", "Answer", "gold", "antwort", "correct_option"])
+def test_a_models_response_is_no_key_beside_one(tmp_path, key):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", "Response": "the liver", key: "kidney"}]))
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+    assert load_cases(tmp_path / "out", "train")[0].answer == "kidney"
+
+
+@pytest.mark.parametrize("key", ["reference", "labels", "gt_text", "expected answer"])
+def test_a_response_beside_a_key_of_an_unknown_name_is_refused(tmp_path, key):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", "response": "the liver", key: "kidney"}]))
+    with pytest.raises(DataError, match=r"key answer: missing.*call one answer"):
+        convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+
+
+@pytest.mark.parametrize("image", ["image", "image_1"])
+@pytest.mark.parametrize("name", ["img_name", "image_url", "figure_path", "image_path"])
+def test_an_images_name_or_origin_does_not_replace_it(tmp_path, name, image):
+    row = {name: "gone/x.jpg", image: {"bytes": _png(), "path": "a.png"}, "question": "Which organ?", "answer": "liver"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    convert_data.convert(tmp_path / "x.parquet", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert case.images[0].picture().size == (9, 8)
+
+
 @pytest.mark.parametrize("options", ['["gout", "flu", "lupus"]', "['gout', 'flu', 'lupus']", "A. gout B. flu C. lupus"])
 def test_options_written_in_one_cell_are_read_and_count(tmp_path, options):
     rows = [{"id": str(n), "question": "Which?", "options": options, "answer": n} for n in (1.0, 3.0)]
