@@ -466,14 +466,19 @@ _ENDS_IN = re.compile(
 # A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
 _NO_ANSWER = re.compile(
     r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    r"|\bno\s+(?:\w+\s+)?"
+    r"(?:images?|pictures?|photos?|photographs?|films?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
     r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
     r"|uploaded|here|with|for|from|so|and|but)\b)"
-    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:information|context|access|data|certainty|answer|conclusion)\b"
     r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
     r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
     r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
+    # Spanish, as `lacks` of yes_no_words.yaml
+    r"|\bno\s+(?:hay|tengo|veo|existe|dispongo\s+de|se\s+ve)\s+(?:(?:la|el|una?|ninguna?|[^\W\d_]{5,})\s+)?"
+    r"(?:im[aá]gen|radiograf|archivo|adjunt|fotograf|dato|informaci|suficiente|certeza|acceso|respuesta|idea|duda"
+    r"|más\s+que|s[oó]lo\b|otr[ao]\b)\w*"
     r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
     re.IGNORECASE,
 )

@@ -74,6 +74,14 @@ def opening(text: str) -> tuple[str, str] | None:
 
 
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # scripts without blanks between words
+# What may stand between a denial and the noun that is denied: in these scripts, and in others an article and
+# adjectives, but no preposition, as in "Keine Fraktur auf dem Bild".
+_GLUED = r"[^.,;:!?。，、؟\s]{0,10}?"
+_APART = (
+    r"[\s']*(?:l'|(?:la|les?|il|lo|el|los|las|η|το|az?|os?)\s+)?"
+    r"(?:(?!(?:dans|nell|sull|unter|från|trong|pada|στ)[^\W\d_]{0,2}\s)[^\W\d_]{4,}\s+){0,2}"
+)
+_ASKS = re.compile(r"[^.,;:!。，、؛।\n]*(?:[?？؟]|[吗嗎呢]\s*\Z)")
 
 
 def _either(phrases: Sequence[str], end: str) -> str:
@@ -81,7 +89,9 @@ def _either(phrases: Sequence[str], end: str) -> str:
 
     def one(phrase: str) -> str:
         words = r"\s+".join(map(re.escape, phrase.rstrip("~").split()))
-        return words + ("" if phrase.endswith(("~", "'")) or re.match(rf"[{_UNSPACED}]", phrase[-1]) else end)
+        if phrase.endswith("~"):
+            return rf"{words}\w*+"
+        return words + ("" if phrase.endswith("'") or re.match(rf"[{_UNSPACED}]", phrase[-1]) else end)
 
     longest = sorted((unicodedata.normalize("NFKC", phrase) for phrase in phrases), key=len, reverse=True)
     return f"(?>{'|'.join(map(one, longest))})" if longest else r"(?!)"
@@ -89,15 +99,22 @@ def _either(phrases: Sequence[str], end: str) -> str:
 
 def _phrases(words: Mapping[str, str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Patterns of what answers yes or no in one language at the beginning of a reply, and as the end of its clause."""
-    lead, unless = _parts(words, "lead"), _either([f"{part}~" for part in _parts(words, "unless")], "")
+    lead = _parts(words, "lead")
+    unless, lacks = (_either([f"{part}~" for part in _parts(words, name)], "") for name in ("unless", "lacks"))
+    glued = re.match(rf"[{_UNSPACED}]", words.get("lacks", ""))
     opens, ends = (
-        "|".join(f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no"))
+        {said: f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no")}
         for place, end in (("opens", r"(?=[\s,.]|\Z)"), ("ends", ""))
     )
+    yes, no = (f"(?!{_GLUED if glued else _APART}{lacks})" if glued or said == "no" else "" for said in opens)
     return (
-        re.compile(rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens})(?!\s*{unless})", re.IGNORECASE),
         re.compile(
-            rf"(?!.{{0,100}}{unless})[^.,;:!?。,、，؟।\n]{{1,80}}?(?<![^\W{_UNSPACED}\uac00-\ud7af])(?:{ends})[\s.。!।]*\Z",
+            rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens['yes']}{yes}|{opens['no']}{no})(?!\s*{unless})",
+            re.IGNORECASE,
+        ),
+        re.compile(
+            rf"(?!.{{0,100}}(?:{unless}|{lacks}))[^.,;:!?。,、，؟।\n]{{1,80}}?(?<![^\W{_UNSPACED}\uac00-\ud7af])"
+            rf"(?:{'|'.join(ends.values())})[\s.。!।]*\Z",
             re.IGNORECASE,
         ),
     )
@@ -115,6 +132,8 @@ def unstopped(text: str) -> str | None:
     found = [match for pattern in _PHRASES if (match := pattern.match(text))]
     said = {match.lastgroup for match in found}
     behind = text[max((match.end() for match in found), default=0) :].casefold()
+    if _ASKS.match(behind):
+        return None
     said |= {WORDS[word] for word in re.findall(r"[^\W\d_]+", behind) if word in WORDS}
     return said.pop() if found and len(said) == 1 else None
 

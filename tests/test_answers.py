@@ -794,6 +794,51 @@ def test_a_denial_needs_no_stop_in_any_language_and_doubt_is_none(verdict: str |
         assert answers.yes_no(said, aside=False) == verdict, said
 
 
+@pytest.mark.parametrize(
+    ("verdict", "replies"),
+    [
+        (
+            None,  # of one who sees nothing or does not know
+            "没有提供图像|没有任何图片|没有CT图像|没有明确的结论|不是我能判断的|未见上传的图片|没有附件|"
+            "ليس لدي صورة|لا توجد صورة مرفقة|لا يوجد ما يكفي من المعلومات|Nessun'immagine|Non ci sono dati sufficienti|"
+            "Pas d'accès à l'image|On ne voit pas l'image|Il n'y a pas suffisamment d'informations|Aucun cliché fourni|"
+            "Keine sichere Aussage möglich|Kein Röntgenbild beigefügt|Keine genauen Angaben|Não há imagem anexada|"
+            "Nenhum arquivo|Geen duidelijke afbeelding|Ingen tydlig bild|Ei ole riittävästi tietoa|Nincs elég adat|"
+            "Нет чёткого изображения|Brak załączonego zdjęcia|Není k dispozici obrázek|Yeterli veri yok|"
+            "Δεν φαίνεται η εικόνα|Không có bất kỳ hình ảnh nào|Tidak ada cukup informasi|判断材料がありません|"
+            "근거가 없습니다|ไม่พบไฟล์|אין מספיק נתונים|داده ای وجود ندارد|डेटा नहीं है|No hay imagen adjunta|"
+            "No data available|No clear answer",
+        ),
+        (None, "有骨折的可能|有一定可能|有骨折嫌疑|有别于肺炎|有骨折吗|存在骨折?|图中有骨折吗?|Pas de fracture ?"),
+        (
+            None,  # nothing but it, and not it alone
+            "没有骨折以外的异常|没有别的,只有骨折|不是只有骨折|Il n'y a pas que la fracture|"
+            "Aucune hésitation, fracture|ليس فقط كسر|لا يوجد سوى كسر|Не видно ничего кроме перелома|"
+            "Non c'è solo una frattura|Kein anderer Befund als eine Fraktur|"
+            "骨折だけではない|골절밖에 없습니다|Kırıktan başka bir şey yok|"
+            "No hay más que una fractura",
+        ),
+        (
+            "no",
+            "Keine Fraktur auf dem Bild|Aucune fracture sur l'image|Pas de plaque d'athérome|"
+            "Nessuna frattura nell'immagine|Nenhuma lesão visível na radiografia|Geen fractuur op de foto|"
+            "Ingen fraktur på bilden|Нет перелома на снимке|Нет данных за перелом|Brak złamania na zdjęciu|"
+            "Δεν υπάρχει κάταγμα στην εικόνα|Tidak ada fraktur pada gambar|图像中没有骨折|无骨折及其他异常|没有片状影|"
+            "لا توجد علامات غير طبيعية|Ei ole muutoksia|なし。|無し|Yok|Yoktur.",
+        ),
+        (
+            "yes",
+            "Oui cette image montre une fracture|Ja dieses Bild zeigt eine Fraktur|有两处骨折|有骨折。还有问题吗?|"
+            "Evet görüntüde kırık var|あり。|Vardır",
+        ),
+    ],
+)
+def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies: str) -> None:
+    for said in replies.split("|"):
+        assert answers.yes_no(said) == verdict, said
+        assert answers.is_right(f"<answer>{said}</answer>", (), "no") == (verdict == "no"), said
+
+
 @pytest.mark.parametrize("three", ["٣", "۳", "३", "৩", "๓", "３"])
 def test_digits_of_every_script_are_one_number(three):
     assert answers.choice(f"<answer>{three} cm</answer>", ["5 cm", "3 cm"]) == "B"
