@@ -572,7 +572,12 @@ def yes_no_key(gold: str) -> str | None:
 
 # Options as they are shown and as files have them.
 
-_OWN_LABEL = re.compile(r"\s*(?:[(（](\w)[)）]|(\w)[.:)．：）、])\s*")
+# The mark behind a label, but not of initials ("A.M."), of a ratio ("A:G") or between letters of things ("A、D、E").
+LABEL_MARK = (
+    r"(?:[)）]|[.．](?![A-Za-z]\.)"
+    r"|[:：、](?![A-Z](?:[\s、，,;；/和及与或]|[均正都对错组]|[两二三四][组者项种]|$)))"
+)
+_OWN_LABEL = re.compile(rf"\s*(?:[(（](\w)[)）]|(\w){LABEL_MARK})\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 
 
@@ -583,7 +588,7 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 
 def unlabelled(options: Sequence[str]) -> list[str]:
     """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
-    own = list(LETTERS[: len(options)]) == _own_labels(options)
+    own = list(LETTERS[: len(options)]) == _own_labels(options) and not names_among(options)
     return [_OWN_LABEL.sub("", option, count=1) for option in options] if own else list(options)
 
 
@@ -596,10 +601,15 @@ def out_of_order(options: Sequence[str]) -> str:
 
 
 def _own_labels(options: Sequence[str]) -> list[str]:
-    if not any(_NO_NAME.match(option) for option in options):  # all are names: "A. baumannii", "B. cereus"
+    if not any(_NO_NAME.match(option) for option in options):  # all are names: "B. cereus", "A. baumannii"
         return []
     found = [_OWN_LABEL.match(option) for option in options]
     return [(label[1] or label[2]).upper() for label in found if label]
+
+
+def names_among(options: Sequence[str]) -> bool:
+    """True where a letter that may be a label is a genus: "A. baumannii", "B.cereus"."""
+    return not all(_NO_NAME.match(option) for option in options)
 
 
 def counts_another(key: object, options: Sequence[str]) -> bool:

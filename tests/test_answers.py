@@ -218,6 +218,29 @@ def test_options_that_are_all_names_of_species_carry_no_labels():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        ["A、D、E、K", "B、C"],
+        ["A、C正确", "B、D正确"],
+        ["A、B 均正确", "B、C 均正确"],
+        ["A、B两项", "B、C两项"],
+        ["B、C", "A、D"],
+        ["A:G", "B:C"],
+        ["A.M.", "B.I.D."],
+        ["a.m.", "b.i.d."],
+        ["A. hydrophila", "B. melitensis"],
+    ],
+)
+def test_letters_that_are_things_are_no_labels(options):
+    assert answers.unlabelled(options) == options and not answers.out_of_order(options)
+
+
+def test_a_label_before_a_name_that_begins_with_a_letter_goes():
+    assert answers.unlabelled(["A、C反应蛋白", "B、D二聚体", "C、B超"]) == ["C反应蛋白", "D二聚体", "B超"]
+    assert answers.unlabelled(["A：1", "B：2"]) == answers.unlabelled(["A:1", "B:2"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         # what is negative

@@ -730,12 +730,29 @@ def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, c
         ("A. gout B. C.difficile", ["gout", "C.difficile"]),
         ("A.D.H.D. ; B.P.D.", ["A.D.H.D.", "B.P.D."]),
         ("pH 7.1; A.baumannii", ["pH 7.1", "A.baumannii"]),
+        ("A.baumannii;B.cereus;C.difficile", ["A.baumannii", "B.cereus", "C.difficile"]),
+        ("A. fumigatus; B. cereus; C. albicans", ["A. fumigatus", "B. cereus", "C. albicans"]),
+        ("A:B ratio; B:C ratio", ["A:B ratio", "B:C ratio"]),
+        ("A:G;B:C", ["A:G", "B:C"]),
         ("A.5 mg B.10 mg", ["5 mg", "10 mg"]),
         ("(A) gout (B) both (A) & C.flu", ["gout", "both (A) & C.flu"]),
     ],
 )
 def test_a_name_that_begins_as_a_label_stays(cell, texts):
     assert cells.items(cell) == texts
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "ABO group? A:40% B:10% AB:4% O:46% in his village",
+        "Which ratio is low? A:G or B:C",
+        "病例\nA、B、C三组\nB、C组更高\n哪组?",
+        "Vitamins\nA、D、E、K 属于?\nB、C 属于?",
+    ],
+)
+def test_letters_of_a_question_that_are_things_are_no_options(question):
+    assert question_text.split_options(question) == question_text.split_line_of_options(question) == (question, [])
 
 
 @pytest.mark.parametrize(
