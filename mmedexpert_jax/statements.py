@@ -27,16 +27,19 @@ _BREAK = re.compile(r"<br\s{0,4}/?>", re.IGNORECASE)
 _RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
 _FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
 _OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # Arabic, Persian, Devanagari, ..., which NFKC leaves
+_ARABIC_MARK = re.compile("(?<=[0-9])(?:[٫٬،](?=[0-9])|\\s?٪)")  # of decimals, thousands and per cent
+_LATIN_MARK = str.maketrans("٫٬،٪", ".,,%")
 
 
 def readable(text: str) -> str:
     """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), of HTML's
-    entities and breaks and of other scripts' digits, and of a long run of blanks its ends and, between them, each kind
-    once. A power stays one ("10^9")."""
+    entities and breaks and of other scripts' digits and their marks, and of a long run of blanks its ends and, between
+    them, each kind once. A power stays one ("10^9")."""
     text = _BREAK.sub("\n", html.unescape(text)) if "&" in text or "<" in text else text
     text = _FRACTION.sub(" ", _RAISED.sub("^", text))
     text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), unicodedata.normalize("NFKC", text))
-    return _cut(INVISIBLE.sub("", text))
+    text = _ARABIC_MARK.sub(lambda mark: mark[0].translate(_LATIN_MARK), INVISIBLE.sub("", text))
+    return _cut(text)
 
 
 def _cut(text: str) -> str:

@@ -862,6 +862,46 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
         assert answers.is_right(f"<answer>{said}</answer>", (), "no") == (verdict == "no"), said
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("أذن", "إذن"),  # ear, permission
+        ("آذان", "أذان"),
+        ("ألم", "إلم"),
+        ("عَرَق", "عِرْق"),  # sweat, vein
+        ("أَلَم", "إلم"),
+        ("وجود عَرَق بارد", "وجود عِرْق بارد"),
+    ],
+)
+def test_arabic_words_that_carry_other_signs_are_others(one, other):
+    assert not comparison.same_text(one, other) and not comparison.same_text(other, one)
+    assert answers.is_right(f"<answer>{one}</answer>", (), one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("حُمَّى", "حمّى"),
+        ("مـــرض", "مَرض"),
+        ("إِذن", "اذن"),
+        ("ٱلم", "ألم"),
+        ("َا", "ا"),
+        ("١٫٥ سم", "1.5 سم"),
+        ("۱٫۵ میلی‌گرم", "1.5 میلی‌گرم"),
+        ("١٬٥٠٠", "1500"),
+        ("٣،٥ سم", "3.5 سم"),
+        ("٥٠ ٪", "50%"),
+    ],
+)
+def test_arabic_in_few_signs_and_its_numbers_are_the_same_text(one, other):
+    assert comparison.same_text(one, other) and comparison.same_text(other, one)
+
+
+def test_the_decimal_mark_of_arabic_is_no_blank():
+    assert not comparison.same_text("٣٫٥", "3 5") and not comparison.same_text("٣٫٥", "35")
+    assert answers.choice("<answer>0.5 ملغ</answer>", ["٠٫٥ ملغ", "٥ ملغ"]) == "A"
+
+
 @pytest.mark.parametrize("three", ["٣", "۳", "३", "৩", "๓", "３"])
 def test_digits_of_every_script_are_one_number(three):
     assert answers.choice(f"<answer>{three} cm</answer>", ["5 cm", "3 cm"]) == "B"
