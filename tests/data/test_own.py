@@ -681,6 +681,14 @@ def test_a_folder_that_cannot_be_converted_says_why(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_info.json", "state.json", "cache/cache-1.arrow"])
+def test_a_folder_of_one_table_may_hold_files_of_datasets_beside_it(tmp_path, name):
+    (tmp_path / "in" / name).parent.mkdir(parents=True)
+    (tmp_path / "in" / name).write_text('{"splits": {}}')
+    (tmp_path / "in" / "data.jsonl").write_text('{"question": "Which organ?", "answer": "liver"}\n')
+    assert convert_data.convert(tmp_path / "in", tmp_path / "out").rows == 1
+
+
 @pytest.mark.parametrize("key", ["image", "images"])
 def test_a_cell_of_parquet_that_holds_a_path_alone_is_converted_as_it_is_read(tmp_path, key):
     (tmp_path / "in" / "img").mkdir(parents=True)
