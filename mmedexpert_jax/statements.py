@@ -81,10 +81,10 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # scripts without blanks
 # adjectives, but no preposition, as in "Keine Fraktur auf dem Bild".
 _GLUED = r"[^.,;:!?。，、؟\s]{0,10}?"
 _APART = (
-    r"[\s']*(?:l'|(?:la|les?|il|lo|el|los|las|η|το|az?|os?)\s+)?"
-    r"(?:(?!(?:dans|nell|sull|unter|från|trong|pada|στ)[^\W\d_]{0,2}\s)[^\W\d_]{4,}\s+){0,2}"
+    r"[^\S\n]*'?(?:l'|(?:la|les?|il|lo|el|los|las|η|το|az?|os?)[^\S\n]+)?"
+    r"(?:(?!(?:dans|nell|sull|unter|från|trong|pada|στ)[^\W\d_]{0,2}\s)[^\W\d_]{4,}[^\S\n]+){0,2}"
 )
-_ASKS = re.compile(r"[^.,;:!。，、؛।\n]*(?:[?？؟]|[吗嗎呢]\s*\Z)")
+_ASKS = re.compile(r"[^.,;:!。，、؛।\n]*(?:[?？؟]|[吗嗎呢么麼]\s*\Z)")
 
 
 def _either(phrases: Sequence[str], end: str) -> str:
@@ -105,14 +105,15 @@ def _phrases(words: Mapping[str, str]) -> tuple[re.Pattern[str], re.Pattern[str]
     lead = _parts(words, "lead")
     unless, lacks = (_either([f"{part}~" for part in _parts(words, name)], "") for name in ("unless", "lacks"))
     glued = re.match(rf"[{_UNSPACED}]", words.get("lacks", ""))
+    denied = f"(?!{_GLUED if glued else _APART}{lacks})"
+    affirmed = denied if glued else ""  # "Oui cette image montre"
     opens, ends = (
         {said: f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no")}
         for place, end in (("opens", r"(?=[\s,.]|\Z)"), ("ends", ""))
     )
-    yes, no = (f"(?!{_GLUED if glued else _APART}{lacks})" if glued or said == "no" else "" for said in opens)
     return (
         re.compile(
-            rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens['yes']}{yes}|{opens['no']}{no})(?!\s*{unless})",
+            rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens['yes']}{affirmed}|{opens['no']}{denied})(?!\s*{unless})",
             re.IGNORECASE,
         ),
         re.compile(

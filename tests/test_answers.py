@@ -832,7 +832,7 @@ def test_a_denial_needs_no_stop_in_any_language_and_doubt_is_none(verdict: str |
             "근거가 없습니다|ไม่พบไฟล์|אין מספיק נתונים|داده ای وجود ندارد|डेटा नहीं है|No hay imagen adjunta|"
             "No data available|No clear answer",
         ),
-        (None, "有骨折的可能|有一定可能|有骨折嫌疑|有别于肺炎|有骨折吗|存在骨折?|图中有骨折吗?|Pas de fracture ?"),
+        (None, "有骨折的可能|有一定可能|有骨折嫌疑|有别于肺炎|有骨折么|存在骨折?|图中有骨折吗?|Pas de fracture ?"),
         (
             None,  # nothing but it, and not it alone
             "没有骨折以外的异常|没有别的,只有骨折|不是只有骨折|Il n'y a pas que la fracture|"
@@ -847,7 +847,7 @@ def test_a_denial_needs_no_stop_in_any_language_and_doubt_is_none(verdict: str |
             "Nessuna frattura nell'immagine|Nenhuma lesão visível na radiografia|Geen fractuur op de foto|"
             "Ingen fraktur på bilden|Нет перелома на снимке|Нет данных за перелом|Brak złamania na zdjęciu|"
             "Δεν υπάρχει κάταγμα στην εικόνα|Tidak ada fraktur pada gambar|图像中没有骨折|无骨折及其他异常|没有片状影|"
-            "لا توجد علامات غير طبيعية|Ei ole muutoksia|なし。|無し|Yok|Yoktur.",
+            "لا توجد علامات غير طبيعية|شواهدی از شکستگی وجود ندارد|Ei ole muutoksia|なし。|無し|Yok|Yoktur.",
         ),
         (
             "yes",
