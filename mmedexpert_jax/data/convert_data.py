@@ -30,8 +30,8 @@ _ANSWER_COLUMN = re.compile(rf"(?:{case_rows.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  #
 _IMAGE_NAMES = ("image_path", "img_name", "figure_path", "image_url")  # beside an image its name or origin
 _NAMED = {key: ours for key, ours in MEANT.items() if key not in _IMAGE_NAMES} | {key: key for key in case_rows.KEYS}
 _ABROAD = dict.fromkeys((*case_rows.ANSWER_WORD.split("|"), "答案"), "answer")
-_RESPONSE = {"response": "answer"}
-# A column beside `response` by which that is a model's, and no key.
+_BY_MODEL = dict.fromkeys(("response", "output"), "answer")  # of a model, but for sets of chats
+# A column beside these by which they are a model's, and no key.
 _TRUTH_COLUMN = re.compile(
     rf"(?<![a-z])(?:golds?|labels?|references?|targets?|(?:ground)?truths?|solutions?|expected|correct|gt"
     rf"|{case_rows.ANSWER_WORD}|答案)(?![a-z])",
@@ -115,7 +115,7 @@ def _own_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     object by letter, or separated by semicolons. Raises DataError where no column is the question."""
     found = {str(key): value for key, value in row.items()}
     by_model = any(map(_TRUTH_COLUMN.search, found))
-    for meant in (_NAMED, _ABROAD) if by_model else (_NAMED, _ABROAD, _RESPONSE):
+    for meant in (_NAMED, _ABROAD) if by_model else (_NAMED, _ABROAD, _BY_MODEL):
         for theirs in list(found):
             ours = meant.get(_bare(theirs), theirs)
             if found.get(ours) in (None, "", [], {}):

@@ -205,9 +205,10 @@ def test_images_by_data_uri_stay(tmp_path):
     assert case.images[0].picture().size == (9, 8)
 
 
+@pytest.mark.parametrize("said", ["Response", "output"])
 @pytest.mark.parametrize("key", ["label", "solution", "ground_truth", "Answer", "gold", "antwort", "correct_option"])
-def test_a_models_response_is_no_key_beside_one(tmp_path, key):
-    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", "Response": "the liver", key: "kidney"}]))
+def test_a_models_response_is_no_key_beside_one(tmp_path, key, said):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", said: "the liver", key: "kidney"}]))
     convert_data.convert(tmp_path / "x.json", tmp_path / "out")
     assert load_cases(tmp_path / "out", "train")[0].answer == "kidney"
 
@@ -770,6 +771,7 @@ def test_letters_of_a_question_that_are_things_are_no_options(question):
         {"Figure_path": "a.png", "Question": "Which?", "Answer": "flu", "Choice A": " A:gout", "Choice B": " B:flu"},
         {"question_id": "x", "question": "Which?", "gt_answer": "flu", "image_path": "a.png"},
         {"query": "<image>Which?", "response": "flu", "images": ["a.png"]},
+        {"query": "Which?", "output": "flu", "image": "a.png"},
         {"question": "Which?", "Antwort": "flu", "image": "a.png"},
         {"question": "Which?", "Respuesta": "B", "respuesta A": "gout", "respuesta B": "flu", "image": "a.png"},
         {"question": "Which?", "答案": "flu", "image": "a.png"},
