@@ -25,7 +25,9 @@ def token_f1(gold: str, said: str) -> float:
     """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
     if same_text(said, gold):
         return 1.0
-    wanted, found = [[*normalised(text).split(), *signs(text)] for text in _as_lists(gold, said)]
+    # words that differ in their accents alone are no common ones
+    form = str.casefold if _other_accents(said, gold) else normalised
+    wanted, found = [[*form(text).split(), *signs(text)] for text in _as_lists(gold, said)]
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 

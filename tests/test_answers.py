@@ -875,6 +875,7 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
 )
 def test_arabic_words_that_carry_other_signs_are_others(one, other):
     assert not comparison.same_text(one, other) and not comparison.same_text(other, one)
+    assert comparison.token_f1(one, other) < 1 and answers.open_f1(one, [other]) < 1
     assert answers.is_right(f"<answer>{one}</answer>", (), one)
 
 
