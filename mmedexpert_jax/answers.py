@@ -466,14 +466,19 @@ _ENDS_IN = re.compile(
 # A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
 _NO_ANSWER = re.compile(
     r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    r"|\bno\s+(?:\w+\s+)?"
+    r"(?:images?|pictures?|photos?|photographs?|films?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
     r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
     r"|uploaded|here|with|for|from|so|and|but)\b)"
-    r"|\bno\s+(?:\w+\s+)?(?:information|context|access)\b"
+    r"|\bno\s+(?:\w+\s+)?(?:information|context|access|data|certainty|answer|conclusion)\b"
     r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
     r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
     r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
+    # Spanish, as `lacks` of yes_no_words.yaml
+    r"|\bno\s+(?:hay|tengo|veo|existe|dispongo\s+de|se\s+ve)\s+(?:(?:la|el|una?|ninguna?|[^\W\d_]{5,})\s+)?"
+    r"(?:im[aá]gen|radiograf|archivo|adjunt|fotograf|dato|informaci|suficiente|certeza|acceso|respuesta|idea|duda"
+    r"|más\s+que|s[oó]lo\b|otr[ao]\b)\w*"
     r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
     re.IGNORECASE,
 )
@@ -567,7 +572,12 @@ def yes_no_key(gold: str) -> str | None:
 
 # Options as they are shown and as files have them.
 
-_OWN_LABEL = re.compile(r"\s*(?:[(（](\w)[)）]|(\w)[.:)．：）、])\s*")
+# The mark behind a label, but not of initials ("A.M."), of a ratio ("A:G") or between letters of things ("A、D、E").
+LABEL_MARK = (
+    r"(?:[)）]|[.．](?![A-Za-z]\.)"
+    r"|[:：、](?![A-Z](?:[\s、，,;；/和及与或]|[均正都对错组]|[两二三四][组者项种]|$)))"
+)
+_OWN_LABEL = re.compile(rf"\s*(?:[(（](\w)[)）]|(\w){LABEL_MARK})\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 
 
@@ -578,7 +588,7 @@ def lettered(options: Sequence[str], form: str = "{}. {}") -> list[str]:
 
 def unlabelled(options: Sequence[str]) -> list[str]:
     """Options without their labels, if each has its own ("A. text", "(A) text", "A: text")."""
-    own = list(LETTERS[: len(options)]) == _own_labels(options)
+    own = list(LETTERS[: len(options)]) == _own_labels(options) and not names_among(options)
     return [_OWN_LABEL.sub("", option, count=1) for option in options] if own else list(options)
 
 
@@ -591,10 +601,15 @@ def out_of_order(options: Sequence[str]) -> str:
 
 
 def _own_labels(options: Sequence[str]) -> list[str]:
-    if not any(_NO_NAME.match(option) for option in options):  # all are names: "A. baumannii", "B. cereus"
+    if not any(_NO_NAME.match(option) for option in options):  # all are names: "B. cereus", "A. baumannii"
         return []
     found = [_OWN_LABEL.match(option) for option in options]
     return [(label[1] or label[2]).upper() for label in found if label]
+
+
+def names_among(options: Sequence[str]) -> bool:
+    """True where a letter that may be a label is a genus: "A. baumannii", "B.cereus"."""
+    return not all(_NO_NAME.match(option) for option in options)
 
 
 def counts_another(key: object, options: Sequence[str]) -> bool:

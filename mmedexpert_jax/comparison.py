@@ -25,16 +25,34 @@ def token_f1(gold: str, said: str) -> float:
     """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
     if same_text(said, gold):
         return 1.0
-    wanted, found = [[*normalised(text).split(), *signs(text)] for text in _as_lists(gold, said)]
+    # words that differ in their accents alone are no common ones
+    form = str.casefold if _other_accents(said, gold) else normalised
+    wanted, found = [[*form(text).split(), *signs(text)] for text in _as_lists(gold, said)]
     common = sum((Counter(wanted) & Counter(found)).values())
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
 
 def _other_accents(said: str, gold: str) -> bool:
-    """True where a word has accents in both texts and others in each ("pécheur", "pêcheur")."""
-    texts = (unicodedata.normalize("NFC", readable(text)).casefold() for text in (said, gold))
+    """True where a word has accents in both texts and others in each ("pécheur", "pêcheur"), or a letter of Arabic has
+    signs in both, neither with all of the other's ("أذن", "إذن")."""
+    texts = [unicodedata.normalize("NFC", readable(text)).casefold() for text in (said, gold)]
     one, other = ({"".join(map(_unaccented, word)): word for word in _LONG.findall(text)} for text in texts)
-    return any(other.get(plain, word) != word for plain, word in one.items())
+    if any(other.get(plain, word) != word for plain, word in one.items()):
+        return True
+    one, other = ({word.translate(_ARABIC): word for word in _ARABIC_WORD.findall(text)} for text in texts)
+    pairs = [(_signed(word), _signed(other[plain])) for plain, word in one.items() if plain in other]
+    return any(not (a <= b or b <= a) for pair in pairs for a, b in zip(*pair, strict=False))
+
+
+def _signed(word: str) -> list[set[str]]:
+    """The signs of each letter of an Arabic word: vowels, and the hamza or madda of an alif."""
+    letters: list[set[str]] = []
+    for sign in unicodedata.normalize("NFD", word.replace("\u0640", "")):
+        if unicodedata.category(sign) == "Mn":
+            letters[-1:] = [{*letters[-1], sign}] if letters else []
+        else:
+            letters.append(set())
+    return letters
 
 
 def _as_lists(said: str, gold: str) -> tuple[str, str]:
@@ -273,6 +291,7 @@ _NUMBERED = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)
 # no part of a Greek word, and no "μg"
 _GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])(?![μΜ][a-zA-Z])[Α-Ρα-ρΣ-Ωσ-ω](?![Ͱ-Ͽἀ-῿])")
 # Arabic is written with its short vowels and without, as are the hamza and madda of an alif; U+0640 only fills a line.
+_ARABIC_WORD = re.compile("[\u0621-\u065f\u0670\u0671]+")
 _ARABIC = str.maketrans(dict.fromkeys("أإآٱ", "ا")) | dict.fromkeys([*range(0x064B, 0x0653), 0x0640, 0x0670])
 
 

@@ -27,16 +27,19 @@ _BREAK = re.compile(r"<br\s{0,4}/?>", re.IGNORECASE)
 _RAISED = re.compile(r"(?<=[0-9])(?=[⁺⁻]?[⁰¹²³⁴-⁹])")
 _FRACTION = re.compile(r"(?<=[0-9])(?=[¼-¾⅐-⅞])")
 _OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # Arabic, Persian, Devanagari, ..., which NFKC leaves
+_ARABIC_MARK = re.compile("(?<=[0-9])(?:[٫٬،](?=[0-9])|\\s?٪)")  # of decimals, thousands and per cent
+_LATIN_MARK = str.maketrans("٫٬،٪", ".,,%")
 
 
 def readable(text: str) -> str:
     """`text` without characters that have no glyph, with plain ones in the place of full-width ones (NFKC), of HTML's
-    entities and breaks and of other scripts' digits, and of a long run of blanks its ends and, between them, each kind
-    once. A power stays one ("10^9")."""
+    entities and breaks and of other scripts' digits and their marks, and of a long run of blanks its ends and, between
+    them, each kind once. A power stays one ("10^9")."""
     text = _BREAK.sub("\n", html.unescape(text)) if "&" in text or "<" in text else text
     text = _FRACTION.sub(" ", _RAISED.sub("^", text))
     text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), unicodedata.normalize("NFKC", text))
-    return _cut(INVISIBLE.sub("", text))
+    text = _ARABIC_MARK.sub(lambda mark: mark[0].translate(_LATIN_MARK), INVISIBLE.sub("", text))
+    return _cut(text)
 
 
 def _cut(text: str) -> str:
@@ -74,6 +77,14 @@ def opening(text: str) -> tuple[str, str] | None:
 
 
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # scripts without blanks between words
+# What may stand between a denial and the noun that is denied: in these scripts, and in others an article and
+# adjectives, but no preposition, as in "Keine Fraktur auf dem Bild".
+_GLUED = r"[^.,;:!?。，、؟\s]{0,10}?"
+_APART = (
+    r"[^\S\n]*'?(?:l'|(?:la|les?|il|lo|el|los|las|η|το|az?|os?)[^\S\n]+)?"
+    r"(?:(?!(?:dans|nell|sull|unter|från|trong|pada|στ)[^\W\d_]{0,2}\s)[^\W\d_]{4,}[^\S\n]+){0,2}"
+)
+_ASKS = re.compile(r"[^.,;:!。，、؛।\n]*(?:[?？؟]|[吗嗎呢么麼]\s*\Z)")
 
 
 def _either(phrases: Sequence[str], end: str) -> str:
@@ -81,7 +92,9 @@ def _either(phrases: Sequence[str], end: str) -> str:
 
     def one(phrase: str) -> str:
         words = r"\s+".join(map(re.escape, phrase.rstrip("~").split()))
-        return words + ("" if phrase.endswith(("~", "'")) or re.match(rf"[{_UNSPACED}]", phrase[-1]) else end)
+        if phrase.endswith("~"):
+            return rf"{words}\w*+"
+        return words + ("" if phrase.endswith("'") or re.match(rf"[{_UNSPACED}]", phrase[-1]) else end)
 
     longest = sorted((unicodedata.normalize("NFKC", phrase) for phrase in phrases), key=len, reverse=True)
     return f"(?>{'|'.join(map(one, longest))})" if longest else r"(?!)"
@@ -89,15 +102,23 @@ def _either(phrases: Sequence[str], end: str) -> str:
 
 def _phrases(words: Mapping[str, str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Patterns of what answers yes or no in one language at the beginning of a reply, and as the end of its clause."""
-    lead, unless = _parts(words, "lead"), _either([f"{part}~" for part in _parts(words, "unless")], "")
+    lead = _parts(words, "lead")
+    unless, lacks = (_either([f"{part}~" for part in _parts(words, name)], "") for name in ("unless", "lacks"))
+    glued = re.match(rf"[{_UNSPACED}]", words.get("lacks", ""))
+    denied = f"(?!{_GLUED if glued else _APART}{lacks})"
+    affirmed = denied if glued else ""  # "Oui cette image montre"
     opens, ends = (
-        "|".join(f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no"))
+        {said: f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no")}
         for place, end in (("opens", r"(?=[\s,.]|\Z)"), ("ends", ""))
     )
     return (
-        re.compile(rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens})(?!\s*{unless})", re.IGNORECASE),
         re.compile(
-            rf"(?!.{{0,100}}{unless})[^.,;:!?。,、，؟।\n]{{1,80}}?(?<![^\W{_UNSPACED}\uac00-\ud7af])(?:{ends})[\s.。!।]*\Z",
+            rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens['yes']}{affirmed}|{opens['no']}{denied})(?!\s*{unless})",
+            re.IGNORECASE,
+        ),
+        re.compile(
+            rf"(?!.{{0,100}}(?:{unless}|{lacks}))[^.,;:!?。,、，؟।\n]{{1,80}}?(?<![^\W{_UNSPACED}\uac00-\ud7af])"
+            rf"(?:{'|'.join(ends.values())})[\s.。!।]*\Z",
             re.IGNORECASE,
         ),
     )
@@ -115,6 +136,8 @@ def unstopped(text: str) -> str | None:
     found = [match for pattern in _PHRASES if (match := pattern.match(text))]
     said = {match.lastgroup for match in found}
     behind = text[max((match.end() for match in found), default=0) :].casefold()
+    if _ASKS.match(behind):
+        return None
     said |= {WORDS[word] for word in re.findall(r"[^\W\d_]+", behind) if word in WORDS}
     return said.pop() if found and len(said) == 1 else None
 

@@ -218,6 +218,29 @@ def test_options_that_are_all_names_of_species_carry_no_labels():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        ["A、D、E、K", "B、C"],
+        ["A、C正确", "B、D正确"],
+        ["A、B 均正确", "B、C 均正确"],
+        ["A、B两项", "B、C两项"],
+        ["B、C", "A、D"],
+        ["A:G", "B:C"],
+        ["A.M.", "B.I.D."],
+        ["a.m.", "b.i.d."],
+        ["A. hydrophila", "B. melitensis"],
+    ],
+)
+def test_letters_that_are_things_are_no_labels(options):
+    assert answers.unlabelled(options) == options and not answers.out_of_order(options)
+
+
+def test_a_label_before_a_name_that_begins_with_a_letter_goes():
+    assert answers.unlabelled(["A、C反应蛋白", "B、D二聚体", "C、B超"]) == ["C反应蛋白", "D二聚体", "B超"]
+    assert answers.unlabelled(["A：1", "B：2"]) == answers.unlabelled(["A:1", "B:2"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         # what is negative
@@ -792,6 +815,92 @@ def test_signs_tell_options_apart(said, options, letter):
 def test_a_denial_needs_no_stop_in_any_language_and_doubt_is_none(verdict: str | None, replies: str) -> None:
     for said in replies.split("|"):
         assert answers.yes_no(said, aside=False) == verdict, said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "replies"),
+    [
+        (
+            None,  # of one who sees nothing or does not know
+            "没有提供图像|没有任何图片|没有CT图像|没有明确的结论|不是我能判断的|未见上传的图片|没有附件|"
+            "ليس لدي صورة|لا توجد صورة مرفقة|لا يوجد ما يكفي من المعلومات|Nessun'immagine|Non ci sono dati sufficienti|"
+            "Pas d'accès à l'image|On ne voit pas l'image|Il n'y a pas suffisamment d'informations|Aucun cliché fourni|"
+            "Keine sichere Aussage möglich|Kein Röntgenbild beigefügt|Keine genauen Angaben|Não há imagem anexada|"
+            "Nenhum arquivo|Geen duidelijke afbeelding|Ingen tydlig bild|Ei ole riittävästi tietoa|Nincs elég adat|"
+            "Нет чёткого изображения|Brak załączonego zdjęcia|Není k dispozici obrázek|Yeterli veri yok|"
+            "Δεν φαίνεται η εικόνα|Không có bất kỳ hình ảnh nào|Tidak ada cukup informasi|判断材料がありません|"
+            "근거가 없습니다|ไม่พบไฟล์|אין מספיק נתונים|داده ای وجود ندارد|डेटा नहीं है|No hay imagen adjunta|"
+            "No data available|No clear answer",
+        ),
+        (None, "有骨折的可能|有一定可能|有骨折嫌疑|有别于肺炎|有骨折么|存在骨折?|图中有骨折吗?|Pas de fracture ?"),
+        (
+            None,  # nothing but it, and not it alone
+            "没有骨折以外的异常|没有别的,只有骨折|不是只有骨折|Il n'y a pas que la fracture|"
+            "Aucune hésitation, fracture|ليس فقط كسر|لا يوجد سوى كسر|Не видно ничего кроме перелома|"
+            "Non c'è solo una frattura|Kein anderer Befund als eine Fraktur|"
+            "骨折だけではない|골절밖에 없습니다|Kırıktan başka bir şey yok|"
+            "No hay más que una fractura",
+        ),
+        (
+            "no",
+            "Keine Fraktur auf dem Bild|Aucune fracture sur l'image|Pas de plaque d'athérome|"
+            "Nessuna frattura nell'immagine|Nenhuma lesão visível na radiografia|Geen fractuur op de foto|"
+            "Ingen fraktur på bilden|Нет перелома на снимке|Нет данных за перелом|Brak złamania na zdjęciu|"
+            "Δεν υπάρχει κάταγμα στην εικόνα|Tidak ada fraktur pada gambar|图像中没有骨折|无骨折及其他异常|没有片状影|"
+            "لا توجد علامات غير طبيعية|شواهدی از شکستگی وجود ندارد|Ei ole muutoksia|なし。|無し|Yok|Yoktur.",
+        ),
+        (
+            "yes",
+            "Oui cette image montre une fracture|Ja dieses Bild zeigt eine Fraktur|有两处骨折|有骨折。还有问题吗?|"
+            "Evet görüntüde kırık var|あり。|Vardır",
+        ),
+    ],
+)
+def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies: str) -> None:
+    for said in replies.split("|"):
+        assert answers.yes_no(said) == verdict, said
+        assert answers.is_right(f"<answer>{said}</answer>", (), "no") == (verdict == "no"), said
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("أذن", "إذن"),  # ear, permission
+        ("آذان", "أذان"),
+        ("ألم", "إلم"),
+        ("عَرَق", "عِرْق"),  # sweat, vein
+        ("أَلَم", "إلم"),
+        ("وجود عَرَق بارد", "وجود عِرْق بارد"),
+    ],
+)
+def test_arabic_words_that_carry_other_signs_are_others(one, other):
+    assert not comparison.same_text(one, other) and not comparison.same_text(other, one)
+    assert comparison.token_f1(one, other) < 1 and answers.open_f1(one, [other]) < 1
+    assert answers.is_right(f"<answer>{one}</answer>", (), one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("حُمَّى", "حمّى"),
+        ("مـــرض", "مَرض"),
+        ("إِذن", "اذن"),
+        ("ٱلم", "ألم"),
+        ("َا", "ا"),
+        ("١٫٥ سم", "1.5 سم"),
+        ("۱٫۵ میلی‌گرم", "1.5 میلی‌گرم"),
+        ("١٬٥٠٠", "1500"),
+        ("٣،٥ سم", "3.5 سم"),
+        ("٥٠ ٪", "50%"),
+    ],
+)
+def test_arabic_in_few_signs_and_its_numbers_are_the_same_text(one, other):
+    assert comparison.same_text(one, other) and comparison.same_text(other, one)
+
+
+def test_the_decimal_mark_of_arabic_is_no_blank():
+    assert not comparison.same_text("٣٫٥", "3 5") and not comparison.same_text("٣٫٥", "35")
+    assert answers.choice("<answer>0.5 ملغ</answer>", ["٠٫٥ ملغ", "٥ ملغ"]) == "A"
 
 
 @pytest.mark.parametrize("three", ["٣", "۳", "३", "৩", "๓", "３"])

@@ -473,6 +473,12 @@ def _check_drawn(prefix: str, sampling: ConfigDict) -> None:
         )
     if several and sampling.get("top_k") == 1:
         raise ConfigError(f"config.{prefix}top_k=1 is greedy: samples of a prompt are all the same; 0 samples from all")
+    warmth = sampling.teacher.get("temperature") if "teacher" in sampling else None  # None leaves it to a server
+    if sampling.get("candidates", 1) > 1 and warmth is not None and warmth <= 0:
+        raise ConfigError(
+            f"config.{prefix}teacher.temperature must be above 0: greedy traces of a case are all the same, and "
+            f"config.{prefix}candidates={sampling.candidates}"
+        )
     for name, group in sampling.items():
         if isinstance(group, ConfigDict):
             _check_drawn(f"{prefix}{name}.", group)

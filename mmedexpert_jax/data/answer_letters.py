@@ -15,8 +15,7 @@ MEANT = case_rows.ALIASES | {
     **dict.fromkeys(("cop", "answer_index", "correct_answer", "correct_option", "answerkey", "answer_key"), "answer"),
     **dict.fromkeys(("query", "input", "stem", "question_text", "vignette"), "question"),
     **dict.fromkeys(("exp", "explanation"), "trace"),
-    **dict.fromkeys(("img_name", "figure_path", "image_url"), "images"),  # SLAKE, PMC-VQA
-    **dict.fromkeys(("gt_answer", "ground_truth", "output"), "answer"),  # OmniMedVQA, OpenRLHF
+    **dict.fromkeys(("gt_answer", "ground_truth"), "answer"),  # OmniMedVQA
 }
 _LABEL = re.compile(r"\W*(?:(?:option|answer|choice)\W*)?[A-J]\W*", re.IGNORECASE)  # "B.", "Option B"
 _LABEL_AND_TEXT = re.compile(  # "b) Lupus"

@@ -25,6 +25,7 @@ from mmedexpert_jax.processing.windows import chosen
 
 # The end of a prompt of other trainers, verl's and DAPO's: \boxed{}, "after ####", "Answer: $Answer".
 _OTHER_FORM = re.compile(r"\\(?:boxed|fbox)\b|(?:after|behind|with|by)\W{1,4}####|answer:\s*\\?\$", re.IGNORECASE)
+_BESIDE = re.compile(r"(?:dataset_infos?|dataset_dict|state|.*config)\.json")  # files of `datasets` that are no tables
 EMBEDDED = Path(__file__).parents[1] / "assets" / "mmedexpert_mini"
 
 
@@ -205,10 +206,10 @@ def tables_in(root: Path, split: str) -> list[Path]:
     Raises:
         DataError: several tables, parts are missing, or it is of datasets' `save_to_disk`.
     """
-    if fix := of_arrow(root):
-        raise DataError(f"{root} holds no table; {fix}")
     there = sorted(file for folder in (root, root / "data") for file in folder.glob("*") if file.is_file())
-    found = [file for file in there if file.suffix.lower() in tables.SUFFIXES]
+    found = [file for file in there if file.suffix.lower() in tables.SUFFIXES and not _BESIDE.fullmatch(file.name)]
+    if not found and (fix := of_arrow(root)):
+        raise DataError(f"{root} holds no table; {fix}")
     found = [file for file in found if tables.part_of(file)[0].lower() == split] or found
     if len({tables.part_of(file)[0] for file in found}) == 1:
         tables.refuse_gaps(str(root), (file.name for file in found))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmedexpert_jax import border
+from mmedexpert_jax.answers import LABEL_MARK, lettered, names_among
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
 
@@ -17,7 +18,7 @@ _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writ
 # labels of options in a line: with a blank behind them, and as Chinese has them, which is looked for where these are
 # not, since "C.difficile" is a name
 _SPACED = r"(?:\({0}\)|{0}[.):](?=\s))"
-_GLUED = r"(?:[(（]{0}[)）]|{0}[.):．：）、](?![A-Z]\.))"
+_GLUED = rf"(?:[(（]{{0}}[)）]|{{0}}(?!:[^\u3040-\u9fff]){LABEL_MARK})"
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 
 
@@ -77,9 +78,12 @@ def _first(option: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def labelled(text: str) -> list[str]:
-    """The texts of "A. one B. two", "(A) one (B) two" or "A.one B.two"; none where it does not begin with A."""
+    """The texts of "A. one B. two", "(A) one (B) two" or "A.one B.two"; none where it does not begin with A, or
+    a letter is a genus, "A.baumannii; B.cereus"."""
     texts = bracketed(text, _SPACED)[1]
-    return texts if len(texts) > 1 else bracketed(text, _GLUED)[1]
+    if len(texts) < 2:
+        texts = bracketed(text, _GLUED)[1]
+    return [] if names_among(lettered(texts)) else texts
 
 
 def bracketed(text: str, label: str = r"\({}\)") -> tuple[list[str], list[str]]:

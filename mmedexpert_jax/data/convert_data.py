@@ -25,9 +25,19 @@ from mmedexpert_jax.processing.windows import View
 
 SLICES = 8  # of a volume, where a converter has to choose; its line says where to change it
 _OPTION_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD}|{case_rows.ANSWER_WORD})?[_ ]?([a-j])")
-_SAID_COLUMN = re.compile(rf"{case_rows.ANSWER_WORD}|response|答案")  # the answer, in other words
 _NUMBER_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD})[_ ]?(\d{{1,2}})")
 _ANSWER_COLUMN = re.compile(rf"(?:{case_rows.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
+# Columns by the key that they mean; the later ones only where no earlier one does.
+_IMAGE_NAMES = ("image_path", "img_name", "figure_path", "image_url")  # beside an image its name or origin
+_NAMED = {key: ours for key, ours in MEANT.items() if key not in _IMAGE_NAMES} | {key: key for key in case_rows.KEYS}
+_ABROAD = dict.fromkeys((*case_rows.ANSWER_WORD.split("|"), "答案"), "answer")
+_BY_MODEL = dict.fromkeys(("response", "output"), "answer")  # of a model, but for sets of chats
+# A column beside these by which they are a model's, and no key.
+_TRUTH_COLUMN = re.compile(
+    rf"(?<![a-z])(?:golds?|labels?|references?|targets?|(?:ground)?truths?|solutions?|expected|correct|gt"
+    rf"|{case_rows.ANSWER_WORD}|答案)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -105,12 +115,12 @@ def _own_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A row of our own keys as a table of cells has them: options in columns A, B, ... (opa, option_a, ...), as an
     object by letter, or separated by semicolons. Raises DataError where no column is the question."""
     found = {str(key): value for key, value in row.items()}
-    for theirs in list(found):
-        bare = theirs.lower().strip().replace(" ", "_")
-        said = "answer" if _SAID_COLUMN.fullmatch(bare) else theirs
-        ours = MEANT.get(bare, bare if bare in case_rows.KEYS else said)
-        if found.get(ours) in (None, "", [], {}):
-            found[ours] = found.pop(theirs)
+    by_model = any(map(_TRUTH_COLUMN.search, found))
+    for meant in (_NAMED, _ABROAD) if by_model else (_NAMED, _ABROAD, _BY_MODEL):
+        for theirs in list(found):
+            ours = meant.get(_bare(theirs), theirs)
+            if found.get(ours) in (None, "", [], {}):
+                found[ours] = found.pop(theirs)
     for key in ("question", "answer"):
         if key not in found:  # one that is empty has a line of its own
             named = border.cut(", ".join(map(str, row)))
@@ -138,6 +148,10 @@ def _in_question(whole: str, answer: str) -> dict[str, Any]:
         return {"question": question, "options": options, "answer": letter}
     refuse_named(answer, options, whole)
     return {}
+
+
+def _bare(column: str) -> str:
+    return column.lower().strip().replace(" ", "_")
 
 
 def _options(found: dict[str, Any]) -> Any:
@@ -181,14 +195,17 @@ def _move_up(found: dict[str, Any], labels: list[str], in_columns: bool) -> None
 
 
 def _images(found: dict[str, Any]) -> list[Any]:
-    """The images under `images` and under numbered keys, as "image2", which are taken out of the row."""
+    """The images under `images` and under numbered keys, as "image2", or else under one of _IMAGE_NAMES, taken out
+    of the row."""
     images = cells.images(found.get("images") or [])
     images = images if isinstance(images, list | tuple) else [images]
     numbered = [key for key in found if case_rows.NUMBERED.fullmatch(key.lower())]
     holds = [key for key in numbered if isinstance(found[key], Mapping | bytes)]  # else a text may be its description
     holds += [key for key in numbered if key not in holds and case_rows.left_out(key, found[key], [])]
     more = sorted(holds, key=tables.by_numbers)
-    return [*images, *(cell for cell in map(found.pop, more) if cell not in (None, "", *images))]
+    images = [*images, *(cell for cell in map(found.pop, more) if cell not in (None, "", *images))]
+    names = [key for key in found if _bare(key) in _IMAGE_NAMES and found[key]]
+    return _images({"images": found.pop(names[0])}) if names and not images else images
 
 
 def _option_columns(found: dict[str, Any]) -> dict[str, Any]:

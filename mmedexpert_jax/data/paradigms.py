@@ -17,9 +17,14 @@ _ELIMINATION = re.compile(
 _RECOGNITION = re.compile(
     r"\b(pattern|typical(?:ly)?|classic(?:al)?|recogni[sz]\w*|picture|characteristic)\b|典型|经典|特征|模式", re.I
 )
+# but not "died", "for no reason", "even if", "ambassador", "no hint of"
+CAUSE_IN_CHINESE = (
+    "因为|由于|所以|因此|因而|从而|于是|导致|引起|造成|可知|综上|(?<![事缘病无典世变亡因何已如])故(?![障意事乡去人])"
+    "|(?<![即假行驱大天])使(?![用命者馆劲])|(?<![未无不])(?:提示|反映|表明|说明(?!书))"
+)
 _DEDUCTION = re.compile(
     r"→|->|=|:|\b(because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means)\b"
-    r"|因为|由于|所以|因此|因而|(?<![事缘])故(?![障意事])|从而|于是|导致|引起|造成|使(?!用)|提示|反映|表明|说明|可知|综上",
+    rf"|{CAUSE_IN_CHINESE}",
     re.I,
 )
 # behind "prior" and "posterior" where they are probabilities: a share of a disease, one of these words or none, but not

@@ -28,7 +28,8 @@ _TEMPLATE = re.compile(
 )
 # "A. text", also as "(a) text", "- A) text", "**A.** text", "A、text", "Option A - text"
 _OPTION = re.compile(
-    r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?(?:[.):\]．）：、]|\s?[-–]\s)"
+    r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?"
+    rf"(?:\]|{answers.LABEL_MARK}|\s?[-–]\s)"
     r"(?:\*\*|__)?\s*(.*\S)\s*$"
 )
 _LISTED = r"(?m)^[^\w\n]*{}\s*[.):\]．）：、]\s*(?=\D)"  # the label of a line, and no number

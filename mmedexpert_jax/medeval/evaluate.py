@@ -93,12 +93,13 @@ class Evaluation:
 
     def accuracy(self) -> dict[str, Any]:
         """Items, mean accuracy, and 95 % intervals of it: "bootstrap" over items, "wilson" where every item has one
-        answer that is right or wrong, and "low" and "high", which are Wilson's if there are such, else the bootstrap's.
-        Of grades the mean and the interval's ends are cut to 0 to 1, as HealthBench does."""
+        answer that is right or wrong, and in its place where all items have one mean; "low" and "high" are Wilson's if
+        there are such, else the bootstrap's. Of grades the mean and the interval's ends are cut to 0 to 1, as
+        HealthBench does."""
         outcomes = list(self.outcomes().values())
         means = [_mean(each) for each in outcomes]
         single = all(len(each) == 1 for each in outcomes) and not self.graded
-        found = _figure(len(means), _mean(means), bootstrap(means) if single else _interval(means))
+        found = _figure(len(means), _mean(means), bootstrap(means)) if single else _mean_figure(means)
         if single:
             low, high = wilson(int(sum(means)), len(means))
             found |= {"low": low, "high": high, "wilson": [low, high]}
@@ -162,7 +163,7 @@ class Evaluation:
         for name in dict.fromkeys(name for row in self.rows for name in row.measures):
             items = [[row.measures[name] for row in rows if name in row.measures] for rows in self.by_item().values()]
             means = [_mean(values) for values in items if values]
-            found[name] = _figure(len(means), _mean(means), _interval(means))
+            found[name] = _mean_figure(means)
         return found
 
     def _samples(self) -> dict[str, Any]:
@@ -177,9 +178,8 @@ class Evaluation:
         counts = [(sum(row.right for row in rows), len(rows)) for rows in items]
         passed = {}
         for k in ks:
-            values = [pass_at_k(right, total, k) for right, total in counts]
-            passed[str(k)] = _figure(len(items), _mean(values), _interval(values))
-        return {"majority": _figure(len(items), _mean(votes), _interval(votes)), "pass_at": passed}
+            passed[str(k)] = _mean_figure([pass_at_k(right, total, k) for right, total in counts])
+        return {"majority": _mean_figure(votes), "pass_at": passed}
 
 
 def _vote(row: AnswerRow) -> tuple[str | None, bool]:
@@ -362,12 +362,13 @@ def _jobs(cases: Sequence[Case], paradigm: str | None) -> Iterator[tuple[Case, s
             yield case, asked
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Bootstrap interval of the mean over items; where all are 0 or all are 1 Wilson's, since resamples show nothing of
-    items of the other kind; None of one item, whose resamples are all itself."""
-    if len(values) > 1 and (all(value == 0 for value in values) or all(value == 1 for value in values)):
-        return wilson(sum(values), len(values))
-    return bootstrap(values) if len(values) != 1 else None
+def _mean_figure(values: Sequence[float]) -> dict[str, Any]:
+    """The mean over items with its bootstrap interval; without one of one item, whose resamples are all itself; with
+    Wilson's where several have one value, since resamples show nothing of items of another."""
+    if len(set(values)) == 1 < len(values):
+        found = _figure(len(values), values[0], wilson(max(0.0, sum(values)), len(values)))
+        return found | {"wilson": found["bootstrap"], "bootstrap": None}
+    return _figure(len(values), _mean(values), bootstrap(values) if len(values) != 1 else None)
 
 
 def _figure(items: int, accuracy: float, ends: tuple[float, float] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Rows = list[dict[str, Any]]  # by column, texts and figures
 HEADLINE = "Accuracy, % [Wilson] (bootstrap)"
 INTERVALS = (
     "Percent with two 95 % intervals: [Wilson's] and (the bootstrap's over items). Macro means, votes, pass@k and "
-    "items with several answers have the bootstrap's alone."
+    "items with several answers have the bootstrap's alone, or Wilson's where all items have one outcome."
 )
 _LATEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other signs in LaTeX's first fonts

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmedexpert_jax.data.paradigms import BASE, COUNTS, PARADIGMS, POSTERIOR, PRIOR, apart, statements
+from mmedexpert_jax.data.paradigms import BASE, CAUSE_IN_CHINESE, COUNTS, PARADIGMS, POSTERIOR, PRIOR, apart, statements
 from mmedexpert_jax.data.words import pattern, plain, stands, word_count
 
 _AGAINST = re.compile(
@@ -26,7 +26,7 @@ _FOR = re.compile(
 _CAUSAL = re.compile(
     r"→|->|=|:|\b(?:because|since|therefore|thus|hence|so|leads? to|causes?|implies|gives?|adds?|means|results? in|"
     r"produces?|impairs?|prevents?|raises?|lowers?)\b"
-    r"|因为|由于|所以|因此|因而|(?<![事缘])故(?![障意事])|从而|于是|导致|引起|造成|使(?!用)|提示|反映|表明|说明|可知|综上",
+    rf"|{CAUSE_IN_CHINESE}",
     re.I,
 )
 _PROBABILITY = re.compile(rf"{PRIOR}|{POSTERIOR}|\blikelihood ratio\b|似然比", re.I)

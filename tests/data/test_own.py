@@ -205,6 +205,31 @@ def test_images_by_data_uri_stay(tmp_path):
     assert case.images[0].picture().size == (9, 8)
 
 
+@pytest.mark.parametrize("said", ["Response", "output"])
+@pytest.mark.parametrize("key", ["label", "solution", "ground_truth", "Answer", "gold", "antwort", "correct_option"])
+def test_a_models_response_is_no_key_beside_one(tmp_path, key, said):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", said: "the liver", key: "kidney"}]))
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+    assert load_cases(tmp_path / "out", "train")[0].answer == "kidney"
+
+
+@pytest.mark.parametrize("key", ["reference", "labels", "gt_text", "expected answer"])
+def test_a_response_beside_a_key_of_an_unknown_name_is_refused(tmp_path, key):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", "response": "the liver", key: "kidney"}]))
+    with pytest.raises(DataError, match=r"key answer: missing.*call one answer"):
+        convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+
+
+@pytest.mark.parametrize("image", ["image", "image_1"])
+@pytest.mark.parametrize("name", ["img_name", "image_url", "figure_path", "image_path"])
+def test_an_images_name_or_origin_does_not_replace_it(tmp_path, name, image):
+    row = {name: "gone/x.jpg", image: {"bytes": _png(), "path": "a.png"}, "question": "Which organ?", "answer": "liver"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    convert_data.convert(tmp_path / "x.parquet", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert case.images[0].picture().size == (9, 8)
+
+
 @pytest.mark.parametrize("options", ['["gout", "flu", "lupus"]', "['gout', 'flu', 'lupus']", "A. gout B. flu C. lupus"])
 def test_options_written_in_one_cell_are_read_and_count(tmp_path, options):
     rows = [{"id": str(n), "question": "Which?", "options": options, "answer": n} for n in (1.0, 3.0)]
@@ -657,6 +682,14 @@ def test_a_folder_that_cannot_be_converted_says_why(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_info.json", "state.json", "cache/cache-1.arrow"])
+def test_a_folder_of_one_table_may_hold_files_of_datasets_beside_it(tmp_path, name):
+    (tmp_path / "in" / name).parent.mkdir(parents=True)
+    (tmp_path / "in" / name).write_text('{"splits": {}}')
+    (tmp_path / "in" / "data.jsonl").write_text('{"question": "Which organ?", "answer": "liver"}\n')
+    assert convert_data.convert(tmp_path / "in", tmp_path / "out").rows == 1
+
+
 @pytest.mark.parametrize("key", ["image", "images"])
 def test_a_cell_of_parquet_that_holds_a_path_alone_is_converted_as_it_is_read(tmp_path, key):
     (tmp_path / "in" / "img").mkdir(parents=True)
@@ -706,6 +739,10 @@ def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, c
         ("A. gout B. C.difficile", ["gout", "C.difficile"]),
         ("A.D.H.D. ; B.P.D.", ["A.D.H.D.", "B.P.D."]),
         ("pH 7.1; A.baumannii", ["pH 7.1", "A.baumannii"]),
+        ("A.baumannii;B.cereus;C.difficile", ["A.baumannii", "B.cereus", "C.difficile"]),
+        ("A. fumigatus; B. cereus; C. albicans", ["A. fumigatus", "B. cereus", "C. albicans"]),
+        ("A:B ratio; B:C ratio", ["A:B ratio", "B:C ratio"]),
+        ("A:G;B:C", ["A:G", "B:C"]),
         ("A.5 mg B.10 mg", ["5 mg", "10 mg"]),
         ("(A) gout (B) both (A) & C.flu", ["gout", "both (A) & C.flu"]),
     ],
@@ -715,12 +752,26 @@ def test_a_name_that_begins_as_a_label_stays(cell, texts):
 
 
 @pytest.mark.parametrize(
+    "question",
+    [
+        "ABO group? A:40% B:10% AB:4% O:46% in his village",
+        "Which ratio is low? A:G or B:C",
+        "病例\nA、B、C三组\nB、C组更高\n哪组?",
+        "Vitamins\nA、D、E、K 属于?\nB、C 属于?",
+    ],
+)
+def test_letters_of_a_question_that_are_things_are_no_options(question):
+    assert question_text.split_options(question) == question_text.split_line_of_options(question) == (question, [])
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"img_name": "a.png", "question": "Which?", "answer": "flu", "answer_type": "OPEN", "qid": 0},
         {"Figure_path": "a.png", "Question": "Which?", "Answer": "flu", "Choice A": " A:gout", "Choice B": " B:flu"},
         {"question_id": "x", "question": "Which?", "gt_answer": "flu", "image_path": "a.png"},
         {"query": "<image>Which?", "response": "flu", "images": ["a.png"]},
+        {"query": "Which?", "output": "flu", "image": "a.png"},
         {"question": "Which?", "Antwort": "flu", "image": "a.png"},
         {"question": "Which?", "Respuesta": "B", "respuesta A": "gout", "respuesta B": "flu", "image": "a.png"},
         {"question": "Which?", "答案": "flu", "image": "a.png"},

@@ -31,6 +31,7 @@ from mmedexpert_jax.merging.merge_job import expert_paths
         ("pretrain", "steps=0", "config.steps is 0; set it"),
         ("gba", "top_k=1", "config.top_k=1 is greedy"),
         ("evaluate", "num_samples=4", "greedy samples of a prompt are all the same, and config.num_samples=4"),
+        ("dataset", "teacher.temperature=0", "greedy traces of a case are all the same, and config.candidates=4"),
         ("dsa", "eval.num_samples=2", "config.eval.temperature must be above 0"),
         ("ablation", "diversity.temperature=0", "config.diversity.temperature must be above 0"),
         ("pipeline", "gba.top_k=1", "config.gba.top_k=1 is greedy"),

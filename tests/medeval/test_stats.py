@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,18 @@ def test_items_of_one_outcome_with_several_answers_have_wilsons_interval_over_it
     found = Evaluation(tuple(rows)).accuracy()
     wanted = scipy_stats.binomtest(12 * right, 12).proportion_ci(method="wilson")
     assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+    assert found["wilson"] == [found["low"], found["high"]] and found["bootstrap"] is None
+
+
+def test_items_of_one_mean_between_have_an_interval_with_a_width():
+    rows = [AnswerRow(f"{n}", k, "", "A", "A", k == 0, 1, False, {}) for n in range(8) for k in range(2)]
+    summary = Evaluation(tuple(rows)).summary()
+    wanted = scipy_stats.binomtest(4, 8).proportion_ci(method="wilson")
+    for found in (summary, summary["pass_at"]["1"]):
+        assert (found["accuracy"], found["low"], found["high"]) == pytest.approx((0.5, wanted.low, wanted.high))
+        assert found["wilson"] == [found["low"], found["high"]] and found["bootstrap"] is None
+    negative = [replace(row, grade=-0.5) for row in rows]
+    assert Evaluation(tuple(negative)).accuracy()["low"] == 0
 
 
 def test_one_item_shows_no_spread_of_several():

@@ -86,6 +86,8 @@ def test_a_chinese_trace_is_as_long_as_its_characters_make_words_and_makes_its_m
         ("analytical", "(1) ST段抬高，提示前壁缺血。(2) 肌钙蛋白升高反映心肌坏死。(3) 诊断为痛风。", True),
         ("analytical", "(1) 闭塞使心肌缺血，从而出现ST段抬高。(2) 于是肌钙蛋白升高。", True),
         ("analytical", "(1) 患者使用胰岛素。(2) 有交通事故史，缘故不明。(3) 起搏器故障。", False),
+        ("analytical", "(1) 即使没有发热，仍可考虑肺炎。(2) 患者无故跌倒两次。(3) 痛风。", False),
+        ("analytical", "(1) 父亲病故，既往因故就诊。(2) 检查未提示异常，尿量未反映病情。(3) 痛风。", False),
         ("intuitive", "(1) 第一跖趾关节红肿。(2) 这是痛风的经典表现。", True),
         ("bayesian", "(1) 初始概率：痛风可能性较大。(2) 见结晶，可能性增加。(3) 修正后概率：痛风极高。", True),
     ],
