@@ -158,10 +158,10 @@ over those seeds, by Student's t. Then they were made, for GBA and GRPO by
 With these seeds no half-width over items is above one point, nor over seeds, but for merging beside mixing (1.01, an
 interval without 0), for the two of 48 steps, which have no more seeds than before, and for GBA beside the merged
 experts that it starts from (1.4, without 0). GRPO on merged experts was no row when the plan was made: its two
-comparisons were made on all seven seeds at once, and what the table plans for them was not followed. Whatever GBA adds to GRPO at 24
-steps on `mini` is below one point. A standard deviation of five seeds is itself known to a factor of 0.6 to 2.9 only,
-so that the numbers of seeds were plans. The other settings of GBA stand on three or five seeds. Most of their intervals
-over seeds are wider than a point to each side, and a few of three seeds over items; more were not made.
+comparisons were made on all seven seeds at once, and what the table plans for them was not followed. Whatever GBA adds
+to GRPO at 24 steps on `mini` is below one point. A standard deviation of five seeds is itself known to a factor of 0.6
+to 2.9 only, so that the numbers of seeds were plans. The other settings of GBA stand on three or five seeds. Most of
+their intervals over seeds are wider than a point to each side, and a few of three seeds over items; more were not made.
 """
 LOOKING = """
 ## Images
