@@ -315,7 +315,7 @@ def _from_folder(source: Path, root: Path, made: Converted) -> Iterator[dict[str
     if others:
         made.notes.append(f"{len(others)} other files were left out: {border.cut(', '.join(others))}")
     if mixed:
-        named = border.cut(", ".join(mixed))
+        named = border.listing(mixed, 4)
         made.notes.append(f"{named}: several series in a folder, each file a row; put each into a folder of its own")
     if volumes:
         made.notes.append(f"{volumes} volumes show {SLICES} slices at even distances: change slices, window, plane")
