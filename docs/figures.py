@@ -49,6 +49,7 @@ COMMANDS = {
     " grpo,rloo,reinforce_pp,gspo,sapo,cispo,dr_grpo,dapo,papo,drpo",
     "eight": "python benchmarks/learning.py --seeds 0 1 2 3 4 5 6 7 --against grpo",
     "terms": "python benchmarks/learning.py --seeds 0 1 2 --against batch,entropy,reference,weighted",
+    "batch": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against batch",
     "rates": "python benchmarks/learning.py --seeds 0 1 2 --against slower,faster",
     "looking": "python benchmarks/looking.py --seeds 0 1 2",
     "recipe": "python benchmarks/looking.py --seeds 0 1 2 --model runs/pretrain-mini",

@@ -129,8 +129,10 @@ another value change.
 <!-- figure: terms -->
 <!-- end -->
 
-Scaling by the batch gains greedily, over items and over seeds; sampled nothing is told apart from the default. The
-specialties of `mini` are equal in number, so that weights by specialty have little to do here.
+Scaling by the batch gains a point greedily, over items and over seeds, on three seeds and, made because of these, on
+five; sampled it leans the same way and is not settled. Equation 4 divides by the group's, which stays the default. The
+other three are not told apart from the default. The specialties of `mini` are equal in number, so that weights by
+specialty have little to do here.
 
 ### Learning rate
 

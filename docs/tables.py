@@ -327,7 +327,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "against": (("against",), against_table),
     "structure": (("structure", "eight"), against_table),
     "objectives": (("objectives",), against_table),
-    "terms": (("terms",), against_table),
+    "terms": (("terms", "batch"), against_table),
     "rates": (("rates",), against_table),
     "power": (("ablation", "pairs", "eight"), power_table),
     "looking": (("looking",), looking_table),

@@ -65,7 +65,7 @@ def test_a_table_follows_its_result(figures, tmp_path, name):
     assert "docs/benchmarks.md: a table is not that of docs/results" in list(figures["stale"]())
 
 
-@pytest.mark.parametrize("name", ["against", "structure", "eight", "objectives", "terms", "rates"])
+@pytest.mark.parametrize("name", ["against", "structure", "eight", "objectives", "terms", "batch", "rates"])
 def test_the_page_of_the_ablation_follows_the_results_of_other_settings(figures, tmp_path, name):
     file = tmp_path / "docs" / "results" / f"{name}.json"
     found = json.loads(file.read_text())
