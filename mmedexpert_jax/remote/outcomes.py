@@ -41,6 +41,7 @@ _FILTERED = re.compile(
     r"flagged.{0,60}\b(?:input|prompt|content|safety)|violat\w+.{0,60}\b(?:usage|safety|content|polic)",
     re.I | re.S,
 )
+_DOWN = re.compile(r"service|server|backend|unavailable|timed?[ -]?out|overloaded|try again", re.I)
 # In a 403 the words of a network's own rules are as likely; a verdict on the prompt names the prompt, or moderation.
 _ON_THE_PROMPT = re.compile(
     r"content[ _-]?filter|ResponsibleAIPolicyViolation|moderation|data_inspection_failed|guardrail|敏感|"
@@ -281,8 +282,10 @@ def _without_choice(body: Mapping[str, Any], headers: Mapping[str, str], content
     if "rate_limit" in code:
         status = 429
     outcome = _failure(status, headers, body, b"", secret)
-    if status == 500 and (filtered := _failure(400, headers, body, b"", secret)).reply:
-        outcome = filtered
+    # a verdict on the text under no status, not a filter that is down itself
+    if status == 500 and not code.startswith("5") and not _DOWN.search(json.dumps(body)):
+        filtered = _failure(400, headers, body, b"", secret)
+        outcome = filtered if filtered.reply else outcome
     usage, begun = _usage(body.get("usage")), bool(body.get("choices"))
     billed = begun or usage is not None or not own or bool(body.get("error"))
     return replace(outcome, billed=billed, usage=usage if begun else usage or outcome.usage)

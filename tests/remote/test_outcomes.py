@@ -160,6 +160,19 @@ def test_what_a_router_quotes_of_the_provider_is_said_and_decides_on_filters(raw
     assert found.kind == kind and words in found.detail
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "The content moderation service failed, try again", "code": 500},
+        {"message": "Guardrail service timed out"},
+        {"message": "moderation backend unavailable"},
+    ],
+)
+def test_a_filter_that_is_down_itself_has_said_nothing_of_the_text(error):
+    assert judged(200, {"error": error}).kind == "server"
+    assert judged(200, {"detail": error["message"]}).kind == "server"
+
+
 OWN = {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, "choices": None}
 
 
@@ -173,6 +186,7 @@ OWN = {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"},
         ({"Response": {"Error": {"Code": "InternalError", "Message": "try again"}}}, "server"),
         ({"code": 50505, "message": "TPM limit reached", "data": None}, "server"),
         ({"code": 401, "msg": "no such key"}, "refused"),
+        ({"code": 50500, "message": "content filter overloaded, try again"}, "server"),
     ],
 )
 def test_errors_under_a_server_s_own_names_are_read_and_not_billed(content, kind):
