@@ -175,15 +175,6 @@ def _check_merge(config: ConfigDict) -> None:
             (recipe.stack if recipe.slices else recipe.open)()
 
 
-def adapter_folder(model_path: str) -> Path:
-    """The peft directory of an adapter or a run. Raises DataError where there is none."""
-    given = Path(model_path).expanduser()
-    for folder in (given, given / "export" / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
-
-
 def _check_cases(cases: list[Case], split: str, job: str, specialty: str, path: str, decode: bool) -> None:
     """Raises DataError where a split lacks a specialty that is trained, a trace to imitate, or an image."""
     wanted = SPECIALTIES if specialty == "all" else (specialty,)

@@ -22,7 +22,6 @@ from mmedexpert_jax.launch.job_plan import (
     COUNTED,
     REPEATABLE,
     STAGED,
-    adapter_folder,
     beyond_positions,
     check_devices,
     check_memory,
@@ -312,7 +311,7 @@ def _export(config: ConfigDict, run: "Run") -> None:
 def _check_export(config: ConfigDict) -> None:
     """Raises what would keep an export from being written or uploaded, before a model is read."""
     from mmedexpert_jax.models.hub_card import on_the_hub
-    from mmedexpert_jax.models.locate import CHOSEN, base_under
+    from mmedexpert_jax.models.locate import CHOSEN, adapter_folder, base_under
     from mmedexpert_jax.models.save import check_repository
 
     if config.push:
@@ -373,7 +372,7 @@ def _copy_adapter(model_path: str, output: Path, uploaded: bool) -> None:
     from mmedexpert_jax.lora import base_of, finite
     from mmedexpert_jax.merging.checkpoint import copy_settings
     from mmedexpert_jax.models.hub_card import adapter_card, training_of
-    from mmedexpert_jax.models.locate import CHOSEN, base_under, is_adapter
+    from mmedexpert_jax.models.locate import CHOSEN, adapter_folder, base_under, is_adapter
     from mmedexpert_jax.models.stored_tensors import views
 
     source = adapter_folder(model_path)

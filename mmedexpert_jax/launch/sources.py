@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmedexpert_jax.runtime import Run
 
 WEIGHTS = (".safetensors", ".gguf")
+SAID = ("recipe.json", "adapter_config.json")  # by which weights are read as others
 SOURCES = "sources.json"  # {field: {path: hash}} of the run's last start, in its folder
 TABLES = "tables"  # beside the fields: {file: [size, time of change, hash]} of the data's tables, which may be large
 _sums: dict[tuple[str, int, int], str] = {}  # hashes by file, size and time of change: stages of a sweep share data
@@ -80,15 +81,18 @@ def _hashes(config: ConfigDict) -> Iterator[tuple[str, dict[str, str]]]:
     """Fields that name files, and the hashes of these by their paths."""
     from mmedexpert_jax.medeval.backends.jax_engine import content_hash
     from mmedexpert_jax.models.load import folders
-    from mmedexpert_jax.models.locate import locate
+    from mmedexpert_jax.models.locate import adapter_folder
 
     if config.job == "merge":
         yield from _of_merge(config).items()
         return
     model = config.model.path
-    if model == "mini" or Path(model).expanduser().is_dir():  # a hub's revision does not change, and may be far
-        alone = config.get("format") == "adapter"  # whose base may be elsewhere
-        yield "model.path", {model: content_hash([locate(model)] if alone else folders(model), WEIGHTS)}
+    if _is_here(model):  # a hub's revision does not change, and may be far
+        places = _here(model) if config.job == "export" else folders(model)
+        if config.get("format") == "adapter":
+            places = [adapter_folder(model)]
+        said = _hashed([str(place / name) for place in places for name in SAID])
+        yield "model.path", {model: content_hash(places, WEIGHTS), **said}
     if config.job == "export":
         return
     yield "data.path", {config.data.path: _tables(Path(config.data.path).expanduser())}
@@ -107,23 +111,40 @@ def _of_merge(config: ConfigDict) -> dict[str, dict[str, str]]:
     """As `_hashes`, of the models that a merge reads and the file that may name them; a recipe reads them itself."""
     from mmedexpert_jax.medeval.backends.jax_engine import files_hash
     from mmedexpert_jax.merging.merge_job import recipe_of
-    from mmedexpert_jax.merging.merge_recipe import behind, files_read
-    from mmedexpert_jax.models.load import folders
-    from mmedexpert_jax.models.locate import locate
+    from mmedexpert_jax.merging.merge_recipe import files_read, own_checkpoints
 
     found = {"mergekit": _hashed([config.mergekit])}
     recipe = recipe_of(config)
     named = {**dict.fromkeys(recipe.experts.values(), "experts"), recipe.base: "model.path"}
     for path, field in named.items() if config.result != "recipe" else ():
-        model, *over = parts_of(path)
-        if model != "mini" and not Path(model).expanduser().is_dir():
-            continue
         with suppress(UserError, OSError):  # the merge itself says what is wrong with it
-            place = behind(model)[0]
-            own = [place] if (place / "ckpt").is_dir() else folders(model)  # of a run that is not over, its checkpoints
-            content = files_hash(files_read([*own, *map(locate, over)]))
-            found.setdefault("mergekit" if config.mergekit else field, {})[path] = content
+            own: list[Path] = []
+            for part in filter(_is_here, parts_of(path)):
+                folder = Path(part).expanduser()
+                own += [folder] if own_checkpoints(folder) else _here(part)
+            if own:
+                found.setdefault("mergekit" if config.mergekit else field, {})[path] = files_hash(files_read(own))
     return found
+
+
+def _is_here(model: str) -> bool:
+    return model == "mini" or Path(model).expanduser().is_dir()
+
+
+def _here(model: str) -> list[Path]:
+    """The folders that are read for a model on this machine: of adapters over a model of the hub theirs alone."""
+    from mmedexpert_jax.models.load import folders
+    from mmedexpert_jax.models.locate import base_under, locate
+
+    adapters: list[Path] = []
+    base = model
+    while _is_here(base):
+        place = locate(base)
+        if not (place / "adapter_config.json").exists():
+            return folders(model)
+        base = base_under(place, over=adapters)
+        adapters.append(place)
+    return adapters
 
 
 def _hashed(paths: Iterator[str] | list[str]) -> dict[str, str]:

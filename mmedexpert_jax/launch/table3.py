@@ -84,7 +84,7 @@ def twice(method: str, first: str = "", **fields: Any) -> Stage:
     return merged(method, EXPERTS | {"RL": once(first or method)}, **fields)
 
 
-GRPO = {"objective": "grpo", "guided": False, "rewards": {"structure": 0.0}}  # fields of `rl`
+GRPO: dict[str, Any] = {"objective": "grpo", "guided": False, "rewards": {"structure": 0.0}}  # fields of `rl`
 
 
 def rows(rivals: str = "all") -> tuple[AblationRow, ...]:

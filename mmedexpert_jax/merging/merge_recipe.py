@@ -98,7 +98,7 @@ def open_expert(name: str, path: str, base: Base, start_only: bool = False) -> E
         return _adapted(expert, folders, base)
     if (directory / RECIPE).exists():
         return _adapted(replace(expert, origin=_open_recipe(directory, base)), folders, base)
-    if _orbax(directory) is None:
+    if own_checkpoints(directory) is None:
         found: Any = Checkpoint(directory)
     else:
         found = _read_orbax(directory)
@@ -160,10 +160,10 @@ def _open_recipe(directory: Path, base: Base) -> Origin:
 def behind(path: str) -> tuple[Path, list[Path]]:
     """As `trace`, of an expert, which may also be a run that is not over: its newest checkpoint is read."""
     folder = Path(path).expanduser()
-    return trace(path) if _orbax(folder) is None else (folder, [])
+    return trace(path) if own_checkpoints(folder) is None else (folder, [])
 
 
-def _orbax(folder: Path) -> Path | None:
+def own_checkpoints(folder: Path) -> Path | None:
     """The checkpoints of a run that has exported nothing yet."""
     exported = any((folder / "export" / part).is_dir() for part in ("model", "adapter"))
     return folder / "ckpt" if (folder / "ckpt").is_dir() and not exported else None

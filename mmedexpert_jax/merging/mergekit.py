@@ -66,6 +66,9 @@ class Tokenizer(msgspec.Struct, forbid_unknown_fields=True):
 
     source: str = "union"
 
+    def __post_init__(self) -> None:
+        self.source = _model(self.source)
+
 
 class File(msgspec.Struct, forbid_unknown_fields=True):
     """A mergekit file."""
@@ -84,6 +87,7 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         self.base_model = self.base_model and _model(self.base_model)
+        self.tokenizer_source = self.tokenizer_source and _model(self.tokenizer_source)
 
 
 @dataclass(frozen=True)

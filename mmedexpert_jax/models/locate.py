@@ -79,6 +79,15 @@ def is_adapter(src: Any) -> bool:
     return any((place / "adapter_config.json").is_file() for place in places)
 
 
+def adapter_folder(model_path: str) -> Path:
+    """The peft directory of an adapter or a run. Raises DataError where there is none."""
+    given = Path(model_path).expanduser()
+    for folder in (given, given / "export" / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise DataError(f"config.model.path: {model_path} holds no adapter; use --config.format=model")
+
+
 def origin(src: str | Path) -> str:
     """The origin of a model: the base of its adapters as they name it, or `src` itself."""
     if str(src).startswith("random:"):

@@ -1,11 +1,13 @@
 """A run that goes on, and files behind its config that were edited meanwhile."""
 
+import json
 import os
 import shutil
 
 import numpy as np
 import pytest
 
+from mmedexpert_jax import hub
 from mmedexpert_jax.errors import ConfigError
 from mmedexpert_jax.launch import jobs, load_config, sources
 from mmedexpert_jax.launch.sources import note_sources, tell_changed
@@ -165,3 +167,30 @@ def test_a_finished_merge_says_what_has_changed_since(tiny_checkpoint, tmp_path,
     )
     (tmp_path / "m.yml").write_text((tmp_path / "m.yml").read_text().replace("0.5", "0.9"))
     assert len(said()) == len(found) + (by == "mergekit")
+
+
+def test_adapters_over_a_model_of_the_hub_are_compared_without_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("nothing is fetched to say that a run is over"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "r": 4}')
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"x" * 9)
+    experts = [f"one={tmp_path / 'one'}", f"two=owner/base+{tmp_path / 'two'}"]
+    merge = load_config("configs/merge.py", {"experts": experts, "model.path": "owner/base"})
+    export = load_config("configs/export.py", {"model.path": str(tmp_path / "one"), "workdir": str(tmp_path / "run")})
+    (tmp_path / "run").mkdir()
+
+    def changed(config):
+        hashes = dict(sources._hashes(config))
+        found = [path for _, path in sources._changed_files(hashes, tmp_path / "run")]
+        (tmp_path / "run" / "sources.json").write_text(json.dumps(hashes))
+        return found
+
+    assert changed(merge) == changed(merge) == []
+    edited(tmp_path / "two" / "adapter_model.safetensors")
+    assert changed(merge) == [experts[1].removeprefix("two=")]
+    assert changed(export) == changed(export) == []
+    (tmp_path / "one" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "r": 8}')
+    assert changed(export) == [str(tmp_path / "one" / "adapter_config.json")]
+    edited(tmp_path / "one" / "adapter_model.safetensors")
+    assert changed(export) == [str(tmp_path / "one")]
