@@ -134,7 +134,7 @@ def _is_here(model: str) -> bool:
 def _here(model: str) -> list[Path]:
     """The folders that are read for a model on this machine: of adapters over a model of the hub theirs alone."""
     from mmedexpert_jax.models.load import folders
-    from mmedexpert_jax.models.locate import base_under, locate
+    from mmedexpert_jax.models.locate import CHOSEN, base_under, locate
 
     adapters: list[Path] = []
     base = model
@@ -142,7 +142,7 @@ def _here(model: str) -> list[Path]:
         place = locate(base)
         if not (place / "adapter_config.json").exists():
             return folders(model)
-        base = base_under(place, over=adapters)
+        base = base_under(place, CHOSEN["base"], adapters)
         adapters.append(place)
     return adapters
 
