@@ -863,6 +863,45 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
 
 
 @pytest.mark.parametrize(
+    ("verdict", "replies"),
+    [
+        (
+            "yes",  # of what an image shows, or is
+            "是的这是一张CT图像|是的这是一张胸部X光片|是的这张图像显示了肝脏|包含肝脏影像|存在异常影像|有异常影像|有影像学异常|有充分证据|"
+            "はいこの画像は骨折を示しています|はい写真では骨折です|نعم غير طبيعي|Oui, autre lésion visible",
+        ),
+        (
+            "no",
+            "不是CT图像|不是X光片|不是胸部X光片|不是MRI影像|不存在异常影像|没有影像学异常|未见影像学异常|无影像学异常|未见明显异常影像|"
+            "没有占位性病变影像|没有肝脏在图片中|无其他异常|未见其他异常|未见确定骨折|不包含心脏影像|"
+            "Aucune donnée en faveur d'une fracture|Aucun signe radiographique de fracture|Aucune autre lésion|"
+            "Não há dados sugestivos de malignidade|Não se observam imagens nodulares|Nenhuma outra alteração|"
+            "Nenhum sinal radiográfico de pneumonia|"
+            "Nessuna immagine di frattura|Nessun segno radiografico di polmonite|Non ci sono altre lesioni|"
+            "Kein röntgenologischer Hinweis auf eine Fraktur|Kein röntgenologisch erkennbarer Erguss|"
+            "Keine anderen Befunde|"
+            "Нет рентгенологических признаков пневмонии|Не выявлено рентгенологических признаков пневмонии|"
+            "Нет убедительных данных за пневмонию|Нет достоверных данных за пневмонию|Нет других изменений|"
+            "Нет данных, указывающих на перелом|Нет снимок не показывает перелома|"
+            "لا تظهر أشعة الصدر أي التهاب|لا يوجد غير طبيعي|"
+            "Ei ole murtumaa kuvassa|Ei ole murtumaa röntgenkuvassa|Không có bằng chứng gãy xương|Brak innych zmian|"
+            "Geen andere afwijkingen|Inga andra fynd|Ingen annen patologi|Tidak terlihat kelainan lain|Není jiná léze|"
+            "Başka lezyon yok|Δεν υπάρχει άλλη βλάβη|Ninguna otra lesión|Ninguna imagen de fractura",
+        ),
+        (
+            None,
+            "Keine andere Diagnose als eine Fraktur|Aucune autre lésion que la fracture|"
+            "Geen andere afwijking dan een fractuur|"
+            "Нет рентгеновских снимков|Kein anderes Bild|没有其他图像",
+        ),
+    ],
+)
+def test_a_denial_of_a_finding_is_a_no_however_it_names_the_image(verdict: str | None, replies: str) -> None:
+    for said in replies.split("|"):
+        assert answers.yes_no(said) == verdict, said
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ("أذن", "إذن"),  # ear, permission
