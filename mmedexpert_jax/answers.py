@@ -463,22 +463,29 @@ _NOT = re.compile(
 _ENDS_IN = re.compile(
     r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
 )
-# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
+# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number. It stands in a
+# line with its noun, unlike "No\n\nThe answer is", and with no article, unlike "no the image is normal".
+_NO_NOUN = r"\bno[^\S\n]+(?:(?!(?:the|this|that|these|those|its?|my|your|our)\b)\w+[^\S\n]+)?"
+_NO_HAY = r"\bno\s+(?:hay|tengo|veo|existe|dispongo\s+de|se\s+ve)\s+"
 _NO_ANSWER = re.compile(
     r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
-    r"|\bno\s+(?:\w+\s+)?"
-    r"(?:images?|pictures?|photos?|photographs?|films?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    rf"|{_NO_NOUN}(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
     r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
     r"|uploaded|here|with|for|from|so|and|but)\b)"
-    r"|\bno\s+(?:\w+\s+)?(?:information|context|access|data|certainty|answer|conclusion)\b"
+    rf"|{_NO_NOUN}(?:information|context|access)\b"
     r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
+    # not "No data to suggest pneumonia", "No films with fracture"
+    rf"|{_NO_NOUN}(?:films?|data|certainty|answer|conclusion)\b"
+    r"(?=\s*(?:$|[.,;])|\s+(?:(?:is|are|was|were)\s+)?(?:provided|available|given|attached|shown|possible)\b)"
     r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
+    rf"|{_NO_NOUN}(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
-    # Spanish, as `lacks` of yes_no_words.yaml
-    r"|\bno\s+(?:hay|tengo|veo|existe|dispongo\s+de|se\s+ve)\s+(?:(?:la|el|una?|ninguna?|[^\W\d_]{5,})\s+)?"
-    r"(?:im[aá]gen|radiograf|archivo|adjunt|fotograf|dato|informaci|suficiente|certeza|acceso|respuesta|idea|duda"
-    r"|más\s+que|s[oó]lo\b|otr[ao]\b)\w*"
+    # Spanish, as `lacks` of yes_no_words.yaml, but not "No hay datos de malignidad", the wording of reports
+    rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?)\s+)?(?:suficiente|certeza|idea|duda|más\s+que|s[oó]lo\b)\w*"
+    rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?|[^\W\d_]{{5,}})\s+)?"
+    r"(?:im[aá]gen|radiograf[ií]|archivo|adjunt|fotograf[ií]|dato|informaci|acceso|respuesta)\w*"
+    r"(?=\s*(?:$|[.,;:!?])|\s+(?:adjunt|disponib|proporcionad|enviad|suficient|sobre\b|a\b"
+    r"|(?:para|que)\s+(?:responder|contestar|determinar|evaluar|anali[sz]ar|saber|mostrar)\b))"
     r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
     re.IGNORECASE,
 )

@@ -886,12 +886,26 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
             "لا تظهر أشعة الصدر أي التهاب|لا يوجد غير طبيعي|"
             "Ei ole murtumaa kuvassa|Ei ole murtumaa röntgenkuvassa|Không có bằng chứng gãy xương|Brak innych zmian|"
             "Geen andere afwijkingen|Inga andra fynd|Ingen annen patologi|Tidak terlihat kelainan lain|Není jiná léze|"
+            "No\n\nThe answer is based on the chest X-ray.|No\nThe film is normal.|"
+            "No\nThe image is a normal chest X-ray.|"
+            "No\n\nThis conclusion is based on the absence of fluid.|no the conclusion is that it is normal|"
+            "no that answer is wrong|No this x-ray is normal|No\nImages show a normal lung.|"
+            "No data to suggest malignancy|There are no data to support pneumonia|"
+            "There is no data that supports pneumonia|"
+            "No data on the film suggest fracture|No films with fracture|"
+            "No hay imágenes de fractura|No hay imagen sugestiva de fractura|No hay datos de malignidad|"
+            "No hay datos de derrame pleural en la imagen|No existe imagen de condensación|"
+            "No se ve imagen de neumotórax|"
+            "No hay otra lesión visible|No hay respuesta inflamatoria|No hay datos que sugieran fractura|"
             "Başka lezyon yok|Δεν υπάρχει άλλη βλάβη|Ninguna otra lesión|Ninguna imagen de fractura",
         ),
         (
             None,
             "Keine andere Diagnose als eine Fraktur|Aucune autre lésion que la fracture|"
             "Geen andere afwijking dan een fractuur|"
+            "A. Yes\nB. No\n\nThe answer is B.|Yes\nNo\n\nThe answer is hard to tell.|No data|No films available|"
+            "No clear image is attached|No answer is possible|No conclusion can be drawn|No hay imagen para analizar|"
+            "No tengo acceso a la imagen|No hay suficiente información|No veo ninguna radiografía.|"
             "Нет рентгеновских снимков|Kein anderes Bild|没有其他图像",
         ),
     ],
