@@ -216,8 +216,29 @@ def test_a_models_response_is_no_key_beside_one(tmp_path, key, said):
 @pytest.mark.parametrize("key", ["reference", "labels", "gt_text", "expected answer"])
 def test_a_response_beside_a_key_of_an_unknown_name_is_refused(tmp_path, key):
     (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", "response": "the liver", key: "kidney"}]))
-    with pytest.raises(DataError, match=r"key answer: missing.*call one answer"):
+    with pytest.raises(DataError, match=rf"key answer: missing.*response is taken .* beside {key}; call one answer"):
         convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"input": "You are a doctor.", "Question": "Which?", "Answer": "gout"}, "gout"),
+        ({"input": "You are a doctor.", "query": "Which?", "response": "gout"}, "gout"),
+        ({"query": "Of the ward", "Question": "Which?", "Answer": "gout"}, "gout"),
+        ({"question": "Which?", "response": "gout", "correct": True}, "gout"),
+        ({"label": False, "question": "Which?", "response": "gout"}, "gout"),
+        ({"question": "Which?", "Antwort": "gout", "label": "1"}, "gout"),
+        ({"solution": "", "question": "Which?", "response": "gout"}, "gout"),
+        ({"question": "Which?", "response": "gout", "label": None, "reference": ""}, "gout"),
+        ({"Question": "Which?", "Response": "gout", "answer_type": "OPEN", "specialty_label": "x"}, "gout"),
+    ],
+)
+def test_the_columns_nearest_to_ours_that_hold_something_are_the_question_and_answer(tmp_path, row, answer):
+    (tmp_path / "x.json").write_text(json.dumps([row]))
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.answer) == ("Which?", answer)
 
 
 @pytest.mark.parametrize("image", ["image", "image_1"])
