@@ -579,12 +579,12 @@ def yes_no_key(gold: str) -> str | None:
 
 # Options as they are shown and as files have them.
 
-# The mark behind a label, but not of initials ("A.M."), of a ratio ("A:G") or between letters of things ("A、D、E").
-LABEL_MARK = (
-    r"(?:[)）]|[.．](?![A-Za-z]\.)"
-    r"|[:：、](?![A-Z](?:[\s、，,;；/和及与或]|[均正都对错组]|[两二三四][组者项种]|$)))"
+_OWN_LABEL = re.compile(r"\s*(?:[(（](\w)[)）]|(\w)[.):．：）、])\s*")
+# Initials ("A.M."), a ratio ("A:G") or letters of things ("A、D、E"), but not "A:A", the label of a picture's part.
+_THINGS = re.compile(
+    r"\s*(\w)(?:[.．](?=[A-Za-z]\.)"
+    r"|[:：、](?!\1)(?=[A-Z](?:[\s、，,;；/和及与或]|[均正都对错组]|[两二三四][组者项种]|$)))"
 )
-_OWN_LABEL = re.compile(rf"\s*(?:[(（](\w)[)）]|(\w){LABEL_MARK})\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 
 
@@ -608,15 +608,22 @@ def out_of_order(options: Sequence[str]) -> str:
 
 
 def _own_labels(options: Sequence[str]) -> list[str]:
-    if not any(_NO_NAME.match(option) for option in options):  # all are names: "B. cereus", "A. baumannii"
+    if are_things(options) or not any(_NO_NAME.match(option) for option in options):  # all are names: "B. cereus"
         return []
     found = [_OWN_LABEL.match(option) for option in options]
     return [(label[1] or label[2]).upper() for label in found if label]
 
 
+def are_things(options: Sequence[str]) -> bool:
+    """True where the letters that each option begins with are no labels: two options "A:G" and "B:C", or any number of
+    "A、B" and "B、C". Of three and more in order other marks are those of labels, whatever stands behind them."""
+    found = [_THINGS.match(option) for option in options]
+    return all(found) and (len(found) == 2 or all("、" in match[0] for match in found if match))
+
+
 def names_among(options: Sequence[str]) -> bool:
-    """True where a letter that may be a label is a genus: "A. baumannii", "B.cereus"."""
-    return not all(_NO_NAME.match(option) for option in options)
+    """True where the letters that may be labels are genera: at least half are, "A. baumannii", "B.cereus"."""
+    return sum(not _NO_NAME.match(option) for option in options) * 2 >= max(1, len(options))
 
 
 def counts_another(key: object, options: Sequence[str]) -> bool:

@@ -237,6 +237,17 @@ def test_letters_that_are_things_are_no_labels(options):
 
 def test_a_label_before_a_name_that_begins_with_a_letter_goes():
     assert answers.unlabelled(["A、C反应蛋白", "B、D二聚体", "C、B超"]) == ["C反应蛋白", "D二聚体", "B超"]
+    assert answers.unlabelled([" A:A ", " B:B "]) == ["A ", "B "]  # parts of a figure
+    assert answers.unlabelled(["A:B", "B:A", "C:D"]) == ["B", "A", "D"]
+    assert answers.unlabelled(["A:T cells", "B:B cells"]) == ["T cells", "B cells"]
+    assert answers.unlabelled(["A、A组", "B、B组", "C、C组"]) == ["A组", "B组", "C组"]
+    assert answers.unlabelled(["A:CT", "B:X ray"]) == ["CT", "X ray"]
+    assert answers.unlabelled(["A.E. coli", "B.Klebsiella", "C.Proteus"]) == ["E. coli", "Klebsiella", "Proteus"]
+    assert answers.unlabelled(["A. Norovirus", "B. Rotavirus", "C. difficile"]) == [
+        "Norovirus",
+        "Rotavirus",
+        "difficile",
+    ]
     assert answers.unlabelled(["A：1", "B：2"]) == answers.unlabelled(["A:1", "B:2"]) == ["1", "2"]
 
 

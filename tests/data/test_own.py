@@ -766,6 +766,12 @@ def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, c
         ("A:G;B:C", ["A:G", "B:C"]),
         ("A.5 mg B.10 mg", ["5 mg", "10 mg"]),
         ("(A) gout (B) both (A) & C.flu", ["gout", "both (A) & C.flu"]),
+        ("A:Yes; B:No", ["Yes", "No"]),
+        ("A:fracture B:normal", ["fracture", "normal"]),
+        ("A:CT, B:MRI, C:X-ray, D:PET", ["CT", "MRI", "X-ray", "PET"]),
+        ("A:5 mg, B:10 mg", ["5 mg", "10 mg"]),
+        ("A:T cells; B:B cells; C:NK cells", ["T cells", "B cells", "NK cells"]),
+        ("A. Norovirus B. Rotavirus C. difficile colitis", ["Norovirus", "Rotavirus", "difficile colitis"]),
     ],
 )
 def test_a_name_that_begins_as_a_label_stays(cell, texts):
@@ -781,7 +787,9 @@ def test_a_name_that_begins_as_a_label_stays(cell, texts):
         "Vitamins\nA、D、E、K 属于?\nB、C 属于?",
     ],
 )
-def test_letters_of_a_question_that_are_things_are_no_options(question):
+def test_letters_of_a_question_that_are_things_are_no_options(question):  # but "A:T cells" in a list
+    listed = "Which?\nA:T cells\nB:B cells"
+    assert question_text.split_options(listed) == ("Which?", ["T cells", "B cells"])
     assert question_text.split_options(question) == question_text.split_line_of_options(question) == (question, [])
 
 
