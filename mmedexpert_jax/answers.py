@@ -481,7 +481,7 @@ _NO_ANSWER = re.compile(
     rf"|{_NO_NOUN}(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
     # Spanish, as `lacks` of yes_no_words.yaml, but not "No hay datos de malignidad", the wording of reports
-    rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?)\s+)?(?:suficiente|certeza|idea|duda|más\s+que|s[oó]lo\b)\w*"
+    rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?)\s+)?(?:suficiente(?!\s+evidencia)|certeza|idea|duda|más\s+que|s[oó]lo\b)\w*"
     rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?|[^\W\d_]{{5,}})\s+)?"
     r"(?:im[aá]gen|radiograf[ií]|archivo|adjunt|fotograf[ií]|dato|informaci|acceso|respuesta)\w*"
     r"(?=\s*(?:$|[.,;:!?])|\s+(?:adjunt|disponib|proporcionad|enviad|suficient|sobre\b|a\b"
