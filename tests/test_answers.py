@@ -881,7 +881,7 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
             "是的这是一张CT图像|是的这是一张胸部X光片|是的这张图像显示了肝脏|包含肝脏影像|存在异常影像|有异常影像|有影像学异常|有充分证据|"
             "はいこの画像は骨折を示しています|はい写真では骨折です|نعم غير طبيعي|Oui, autre lésion visible|"
             "是的我认为有骨折|是的有可疑病灶|是的考虑疑似肺炎|是的可见骨折影像|"
-            "有其他异常|存在其他病变|有单纯囊肿|نعم لدي كسر",
+            "有其他异常|有别的病变|存在其他病变|有单纯囊肿|نعم لدي كسر",
         ),
         (
             "no",
@@ -910,7 +910,7 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
             "No hay datos de derrame pleural en la imagen|No existe imagen de condensación|"
             "No se ve imagen de neumotórax|"
             "No hay otra lesión visible|No hay respuesta inflamatoria|No hay datos que sugieran fractura|"
-            "未见其它明显异常|没有其他病变|不是单纯囊肿|不是我认为的肺炎|没有影像学证据表明骨折|没有影像显示骨折|无确定性病变|"
+            "未见其它明显异常|未见别的异常|不是别的器官|没有其他病变|不是单纯囊肿|不是我认为的肺炎|没有影像学证据表明骨折|没有影像显示骨折|无确定性病变|"
             "没有结论性证据表明骨折|Nein Röntgenbild ist unauffällig|Nein andere Diagnose|"
             "Нет рентгенограмма нормальная|"
             "لا أشعة الصدر طبيعية|いいえ写真ではありません|Δεν υπάρχουν ακτινογραφικά ευρήματα|"
