@@ -969,6 +969,11 @@ def test_arabic_in_few_signs_and_its_numbers_are_the_same_text(one, other):
     assert comparison.same_text(one, other) and comparison.same_text(other, one)
 
 
+def test_a_word_with_other_accents_costs_itself_alone():
+    assert comparison.token_f1("The résumé: fever, cough, rash.", "fever cough rash resumë") == 0.75
+    assert comparison.token_f1("أذن، التهاب.", "إذن التهاب") == 0.5
+
+
 def test_the_decimal_mark_of_arabic_is_no_blank():
     assert not comparison.same_text("٣٫٥", "3 5") and not comparison.same_text("٣٫٥", "35")
     assert answers.choice("<answer>0.5 ملغ</answer>", ["٠٫٥ ملغ", "٥ ملغ"]) == "A"
