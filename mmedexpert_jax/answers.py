@@ -463,22 +463,29 @@ _NOT = re.compile(
 _ENDS_IN = re.compile(
     r"(?:\banswer\b(?:\s+to\s+[^.,:;\n]{1,40})?[\"”*]*\s*(?:is|:)|\?)\s*[\"“*]*(yes|no|true|false)\W*\Z", re.IGNORECASE
 )
-# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number.
+# A "no" that is no answer: of what is not there to see, of what nobody can tell, and before a number. It stands in a
+# line with its noun, unlike "No\n\nThe answer is", and with no article, unlike "no the image is normal".
+_NO_NOUN = r"\bno[^\S\n]+(?:(?!(?:the|this|that|these|those|its?|my|your|our)\b)\w+[^\S\n]+)?"
+_NO_HAY = r"\bno\s+(?:hay|tengo|veo|existe|dispongo\s+de|se\s+ve)\s+"
 _NO_ANSWER = re.compile(
     r"\b(?:there\s+is\s+)?no\s+(?:doubt|question|idea|clue|opinion|problem|worries|clear\s+view)\b"
-    r"|\bno\s+(?:\w+\s+)?"
-    r"(?:images?|pictures?|photos?|photographs?|films?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
+    rf"|{_NO_NOUN}(?:images?|pictures?|photos?|photographs?|scans?|x-?rays?|radiographs?|attachments?|files?)\b"
     r"(?=\s*(?:$|[.,;:!?])|\s+(?:is|was|are|were|has|have|to|attached|provided|available|given|shown|included"
     r"|uploaded|here|with|for|from|so|and|but)\b)"
-    r"|\bno\s+(?:\w+\s+)?(?:information|context|access|data|certainty|answer|conclusion)\b"
+    rf"|{_NO_NOUN}(?:information|context|access)\b"
     r"(?=\s*(?:$|[.,;])|\s+(?:to|about|on|for|that|from|is|was|provided|available|given)\b)"
+    # not "No data to suggest pneumonia", "No films with fracture"
+    rf"|{_NO_NOUN}(?:films?|data|certainty|answer|conclusion)\b"
+    r"(?=\s*(?:$|[.,;])|\s+(?:(?:is|are|was|were)\s+)?(?:provided|available|given|attached|shown|possible)\b)"
     r"|\bno\s+(?:way|means)\s+(?:to|of|for)\b"
-    r"|\bno\s+(?:\w+\s+)?(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
+    rf"|{_NO_NOUN}(?:answer|conclusion|determination)\s+(?:can|could|may|is\s+possible)\b"
     r"|\bno\s+(?:lo\s+)?(?:sé|puedo)\b"
-    # Spanish, as `lacks` of yes_no_words.yaml
-    r"|\bno\s+(?:hay|tengo|veo|existe|dispongo\s+de|se\s+ve)\s+(?:(?:la|el|una?|ninguna?|[^\W\d_]{5,})\s+)?"
-    r"(?:im[aá]gen|radiograf|archivo|adjunt|fotograf|dato|informaci|suficiente|certeza|acceso|respuesta|idea|duda"
-    r"|más\s+que|s[oó]lo\b|otr[ao]\b)\w*"
+    # Spanish, as `lacks` of yes_no_words.yaml, but not "No hay datos de malignidad", the wording of reports
+    rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?)\s+)?(?:suficiente(?!\s+evidencia)|certeza|idea|duda|más\s+que|s[oó]lo\b)\w*"
+    rf"|{_NO_HAY}(?:(?:la|el|una?|ninguna?|[^\W\d_]{{5,}})\s+)?"
+    r"(?:im[aá]gen|radiograf[ií]|archivo|adjunt|fotograf[ií]|dato|informaci|acceso|respuesta)\w*"
+    r"(?=\s*(?:$|[.,;:!?])|\s+(?:adjunt|disponib|proporcionad|enviad|suficient|sobre\b|a\b"
+    r"|(?:para|que)\s+(?:responder|contestar|determinar|evaluar|anali[sz]ar|saber|mostrar)\b))"
     r"|\bno\s(?=\d)|\bno\.\s?(?=\d+\W*\Z|\d.{0,200}\byes\b)",
     re.IGNORECASE,
 )
@@ -572,12 +579,12 @@ def yes_no_key(gold: str) -> str | None:
 
 # Options as they are shown and as files have them.
 
-# The mark behind a label, but not of initials ("A.M."), of a ratio ("A:G") or between letters of things ("A、D、E").
-LABEL_MARK = (
-    r"(?:[)）]|[.．](?![A-Za-z]\.)"
-    r"|[:：、](?![A-Z](?:[\s、，,;；/和及与或]|[均正都对错组]|[两二三四][组者项种]|$)))"
+_OWN_LABEL = re.compile(r"\s*(?:[(（](\w)[)）]|(\w)[.):．：）、])\s*")
+# Initials ("A.M."), a ratio ("A:G") or letters of things ("A、D、E"), but not "A:A", the label of a picture's part.
+_THINGS = re.compile(
+    r"\s*(\w)(?:[.．](?=[A-Za-z]\.)"
+    r"|[:：、](?!\1)(?=[A-Z](?:[\s、，,;；/和及与或]|[均正都对错组]|[两二三四][组者项种]|$)))"
 )
-_OWN_LABEL = re.compile(rf"\s*(?:[(（](\w)[)）]|(\w){LABEL_MARK})\s*")
 _NO_NAME = re.compile(rf"\s*\W?\w{NO_LABEL}")  # an option that is no name of a species with its genus cut
 
 
@@ -601,15 +608,22 @@ def out_of_order(options: Sequence[str]) -> str:
 
 
 def _own_labels(options: Sequence[str]) -> list[str]:
-    if not any(_NO_NAME.match(option) for option in options):  # all are names: "B. cereus", "A. baumannii"
+    if are_things(options) or not any(_NO_NAME.match(option) for option in options):  # all are names: "B. cereus"
         return []
     found = [_OWN_LABEL.match(option) for option in options]
     return [(label[1] or label[2]).upper() for label in found if label]
 
 
+def are_things(options: Sequence[str]) -> bool:
+    """True where the letters that each option begins with are no labels: two options "A:G" and "B:C", or any number of
+    "A、B" and "B、C". Of three and more in order other marks are those of labels, whatever stands behind them."""
+    found = [_THINGS.match(option) for option in options]
+    return all(found) and (len(found) == 2 or all("、" in match[0] for match in found if match))
+
+
 def names_among(options: Sequence[str]) -> bool:
-    """True where a letter that may be a label is a genus: "A. baumannii", "B.cereus"."""
-    return not all(_NO_NAME.match(option) for option in options)
+    """True where the letters that may be labels are genera: at least half are, "A. baumannii", "B.cereus"."""
+    return sum(not _NO_NAME.match(option) for option in options) * 2 >= max(1, len(options))
 
 
 def counts_another(key: object, options: Sequence[str]) -> bool:

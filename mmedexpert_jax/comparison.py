@@ -25,23 +25,23 @@ def token_f1(gold: str, said: str) -> float:
     """F1 over the words and signs of two normalised texts, with multiplicity (as SQuAD); 1 where they are the same."""
     if same_text(said, gold):
         return 1.0
-    # words that differ in their accents alone are no common ones
-    form = str.casefold if _other_accents(said, gold) else normalised
-    wanted, found = [[*form(text).split(), *signs(text)] for text in _as_lists(gold, said)]
-    common = sum((Counter(wanted) & Counter(found)).values())
+    wanted, found = [[*normalised(text).split(), *signs(text)] for text in _as_lists(gold, said)]
+    others = {normalised(word) for word in _other_accents(said, gold)}  # which are no common words
+    common = sum(count for word, count in (Counter(wanted) & Counter(found)).items() if word not in others)
     return 2 * common / (len(wanted) + len(found)) if common else float(not wanted and not found)
 
 
-def _other_accents(said: str, gold: str) -> bool:
-    """True where a word has accents in both texts and others in each ("pécheur", "pêcheur"), or a letter of Arabic has
-    signs in both, neither with all of the other's ("أذن", "إذن")."""
+def _other_accents(said: str, gold: str) -> set[str]:
+    """The words, without accents, that have some in both texts and others in each ("pécheur", "pêcheur"), or of Arabic
+    a letter with signs in both, neither with all of the other's ("أذن", "إذن")."""
     texts = [unicodedata.normalize("NFC", readable(text)).casefold() for text in (said, gold)]
     one, other = ({"".join(map(_unaccented, word)): word for word in _LONG.findall(text)} for text in texts)
-    if any(other.get(plain, word) != word for plain, word in one.items()):
-        return True
+    differ = {plain for plain, word in one.items() if other.get(plain, word) != word}
     one, other = ({word.translate(_ARABIC): word for word in _ARABIC_WORD.findall(text)} for text in texts)
-    pairs = [(_signed(word), _signed(other[plain])) for plain, word in one.items() if plain in other]
-    return any(not (a <= b or b <= a) for pair in pairs for a, b in zip(*pair, strict=False))
+    pairs = [(plain, _signed(word), _signed(other[plain])) for plain, word in one.items() if plain in other]
+    return differ | {
+        plain for plain, *pair in pairs if any(not (a <= b or b <= a) for a, b in zip(*pair, strict=False))
+    }
 
 
 def _signed(word: str) -> list[set[str]]:

@@ -11,6 +11,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mmedexpert_jax import border
@@ -91,29 +92,32 @@ def _either(phrases: Sequence[str], end: str) -> str:
     """A pattern of the longest of some phrases that stands there, and of its end but in scripts without blanks."""
 
     def one(phrase: str) -> str:
-        words = r"\s+".join(map(re.escape, phrase.rstrip("~").split()))
+        words = r"\s+".join(map(re.escape, phrase.rstrip("~").split())).replace("…", r"[^.;:!?\n]{0,40}?\b")
         if phrase.endswith("~"):
             return rf"{words}\w*+"
         return words + ("" if phrase.endswith("'") or re.match(rf"[{_UNSPACED}]", phrase[-1]) else end)
 
-    longest = sorted((unicodedata.normalize("NFKC", phrase) for phrase in phrases), key=len, reverse=True)
+    plain = ("…".join(map(partial(unicodedata.normalize, "NFKC"), phrase.split("…"))) for phrase in phrases)
+    longest = sorted(plain, key=len, reverse=True)
     return f"(?>{'|'.join(map(one, longest))})" if longest else r"(?!)"
 
 
 def _phrases(words: Mapping[str, str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Patterns of what answers yes or no in one language at the beginning of a reply, and as the end of its clause."""
     lead = _parts(words, "lead")
-    unless, lacks = (_either([f"{part}~" for part in _parts(words, name)], "") for name in ("unless", "lacks"))
+    unless, lacks, shown, doubts = (
+        _either([f"{part}~" for part in _parts(words, name)], "") for name in ("unless", "lacks", "shown", "doubts")
+    )
     glued = re.match(rf"[{_UNSPACED}]", words.get("lacks", ""))
-    denied = f"(?!{_GLUED if glued else _APART}{lacks})"
-    affirmed = denied if glued else ""  # "Oui cette image montre"
+    denied = f"(?!{_GLUED if glued else _APART}(?!{shown}){lacks})"
+    doubted = f"(?!{_GLUED}{doubts})"
     opens, ends = (
         {said: f"(?P<{said}>{_either(_parts(words, f'{place}_{said}'), end)})" for said in ("yes", "no")}
         for place, end in (("opens", r"(?=[\s,.]|\Z)"), ("ends", ""))
     )
     return (
         re.compile(
-            rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens['yes']}{affirmed}|{opens['no']}{denied})(?!\s*{unless})",
+            rf"\W{{0,8}}(?:{_either(lead, '')}\s*)?(?:{opens['yes']}{doubted}|{opens['no']}{denied})(?!\s*{unless})",
             re.IGNORECASE,
         ),
         re.compile(

@@ -237,6 +237,17 @@ def test_letters_that_are_things_are_no_labels(options):
 
 def test_a_label_before_a_name_that_begins_with_a_letter_goes():
     assert answers.unlabelled(["A、C反应蛋白", "B、D二聚体", "C、B超"]) == ["C反应蛋白", "D二聚体", "B超"]
+    assert answers.unlabelled([" A:A ", " B:B "]) == ["A ", "B "]  # parts of a figure
+    assert answers.unlabelled(["A:B", "B:A", "C:D"]) == ["B", "A", "D"]
+    assert answers.unlabelled(["A:T cells", "B:B cells"]) == ["T cells", "B cells"]
+    assert answers.unlabelled(["A、A组", "B、B组", "C、C组"]) == ["A组", "B组", "C组"]
+    assert answers.unlabelled(["A:CT", "B:X ray"]) == ["CT", "X ray"]
+    assert answers.unlabelled(["A.E. coli", "B.Klebsiella", "C.Proteus"]) == ["E. coli", "Klebsiella", "Proteus"]
+    assert answers.unlabelled(["A. Norovirus", "B. Rotavirus", "C. difficile"]) == [
+        "Norovirus",
+        "Rotavirus",
+        "difficile",
+    ]
     assert answers.unlabelled(["A：1", "B：2"]) == answers.unlabelled(["A:1", "B:2"]) == ["1", "2"]
 
 
@@ -863,6 +874,66 @@ def test_what_is_lacking_decides_what_a_denial_says(verdict: str | None, replies
 
 
 @pytest.mark.parametrize(
+    ("verdict", "replies"),
+    [
+        (
+            "yes",  # of what an image shows, or is
+            "是的这是一张CT图像|是的这是一张胸部X光片|是的这张图像显示了肝脏|包含肝脏影像|存在异常影像|有异常影像|有影像学异常|有充分证据|"
+            "はいこの画像は骨折を示しています|はい写真では骨折です|نعم غير طبيعي|Oui, autre lésion visible|"
+            "是的我认为有骨折|是的有可疑病灶|是的考虑疑似肺炎|是的可见骨折影像|"
+            "有其他异常|有别的病变|存在其他病变|有单纯囊肿|نعم لدي كسر",
+        ),
+        (
+            "no",
+            "不是CT图像|不是X光片|不是胸部X光片|不是MRI影像|不存在异常影像|没有影像学异常|未见影像学异常|无影像学异常|未见明显异常影像|"
+            "没有占位性病变影像|没有肝脏在图片中|无其他异常|未见其他异常|未见确定骨折|不包含心脏影像|"
+            "Aucune donnée en faveur d'une fracture|Aucun signe radiographique de fracture|Aucune autre lésion|"
+            "Não há dados sugestivos de malignidade|Não se observam imagens nodulares|Nenhuma outra alteração|"
+            "Nenhum sinal radiográfico de pneumonia|"
+            "Nessuna immagine di frattura|Nessun segno radiografico di polmonite|Non ci sono altre lesioni|"
+            "Kein röntgenologischer Hinweis auf eine Fraktur|Kein röntgenologisch erkennbarer Erguss|"
+            "Keine anderen Befunde|"
+            "Нет рентгенологических признаков пневмонии|Не выявлено рентгенологических признаков пневмонии|"
+            "Нет убедительных данных за пневмонию|Нет достоверных данных за пневмонию|Нет других изменений|"
+            "Нет данных, указывающих на перелом|Нет снимок не показывает перелома|"
+            "لا تظهر أشعة الصدر أي التهاب|لا يوجد غير طبيعي|"
+            "Ei ole murtumaa kuvassa|Ei ole murtumaa röntgenkuvassa|Không có bằng chứng gãy xương|Brak innych zmian|"
+            "Geen andere afwijkingen|Inga andra fynd|Ingen annen patologi|Tidak terlihat kelainan lain|Není jiná léze|"
+            "No\n\nThe answer is based on the chest X-ray.|No\nThe film is normal.|"
+            "No\nThe image is a normal chest X-ray.|"
+            "No\n\nThis conclusion is based on the absence of fluid.|no the conclusion is that it is normal|"
+            "no that answer is wrong|No this x-ray is normal|No\nImages show a normal lung.|"
+            "No data to suggest malignancy|There are no data to support pneumonia|"
+            "There is no data that supports pneumonia|"
+            "No data on the film suggest fracture|No films with fracture|"
+            "No hay imágenes de fractura|No hay imagen sugestiva de fractura|No hay datos de malignidad|"
+            "No hay datos de derrame pleural en la imagen|No existe imagen de condensación|"
+            "No se ve imagen de neumotórax|"
+            "No hay otra lesión visible|No hay respuesta inflamatoria|No hay datos que sugieran fractura|"
+            "未见其它明显异常|未见别的异常|不是别的器官|没有其他病变|不是单纯囊肿|不是我认为的肺炎|没有影像学证据表明骨折|没有影像显示骨折|无确定性病变|"
+            "没有结论性证据表明骨折|Nein Röntgenbild ist unauffällig|Nein andere Diagnose|"
+            "Нет рентгенограмма нормальная|"
+            "لا أشعة الصدر طبيعية|いいえ写真ではありません|Δεν υπάρχουν ακτινογραφικά ευρήματα|"
+            "No hay suficiente evidencia de fractura|не выявлено данных за пневмонию|Nessuna alterazione radiografica|"
+            "Başka lezyon yok|Δεν υπάρχει άλλη βλάβη|Ninguna otra lesión|Ninguna imagen de fractura",
+        ),
+        (
+            None,
+            "Keine andere Diagnose als eine Fraktur|Aucune autre lésion que la fracture|"
+            "Geen andere afwijking dan een fractuur|"
+            "A. Yes\nB. No\n\nThe answer is B.|Yes\nNo\n\nThe answer is hard to tell.|No data|No films available|"
+            "No clear image is attached|No answer is possible|No conclusion can be drawn|No hay imagen para analizar|"
+            "No tengo acceso a la imagen|No hay suficiente información|No veo ninguna radiografía.|"
+            "Нет рентгеновских снимков|Kein anderes Bild|没有其他图像",
+        ),
+    ],
+)
+def test_a_denial_of_a_finding_is_a_no_however_it_names_the_image(verdict: str | None, replies: str) -> None:
+    for said in replies.split("|"):
+        assert answers.yes_no(said) == verdict, said
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ("أذن", "إذن"),  # ear, permission
@@ -896,6 +967,11 @@ def test_arabic_words_that_carry_other_signs_are_others(one, other):
 )
 def test_arabic_in_few_signs_and_its_numbers_are_the_same_text(one, other):
     assert comparison.same_text(one, other) and comparison.same_text(other, one)
+
+
+def test_a_word_with_other_accents_costs_itself_alone():
+    assert comparison.token_f1("The résumé: fever, cough, rash.", "fever cough rash resumë") == 0.75
+    assert comparison.token_f1("أذن، التهاب.", "إذن التهاب") == 0.5
 
 
 def test_the_decimal_mark_of_arabic_is_no_blank():

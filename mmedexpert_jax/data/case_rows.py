@@ -144,11 +144,18 @@ def _case(row: Mapping[str, Any], where: str, folder: Path, needs_four: bool) ->
     )
 
 
+# A text that is the state of a review and no further right answer.
+_VERDICT = re.compile(r"\s*(?:[01](?:\.0)?|(?:not\s+)?accept(?:ed)?|reject(?:ed)?|pending)\s*", re.IGNORECASE)
+
+
 def accepted(row: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Further right answers, as a row's column `accepted`, also where a table has it as a text; empty where there are
-    none. Raises DataError."""
+    """Further right answers, as a row's column `accepted`, also where a table has it as a text, but for one that is a
+    verdict ("yes", "1", "accepted"); empty where there are none. Raises DataError."""
+    cell = row.get("accepted")
+    if isinstance(cell, str) and (_VERDICT.fullmatch(cell) or answers.yes_no_key(cell) or tables.absent(cell)):
+        return {}
     try:
-        found = items(row.get("accepted"))
+        found = items(cell)
     except DataError as error:
         raise DataError(f"key accepted: {error}") from None
     texts = [as_text(one) for one in found if one is not None] if isinstance(found, list | tuple) else []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmedexpert_jax import border
-from mmedexpert_jax.answers import LABEL_MARK, lettered, names_among
+from mmedexpert_jax.answers import are_things, lettered, names_among
 from mmedexpert_jax.data.case import LETTERS
 from mmedexpert_jax.errors import DataError
 
@@ -18,7 +18,7 @@ _QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"  # a text as Python writ
 # labels of options in a line: with a blank behind them, and as Chinese has them, which is looked for where these are
 # not, since "C.difficile" is a name
 _SPACED = r"(?:\({0}\)|{0}[.):](?=\s))"
-_GLUED = rf"(?:[(（]{{0}}[)）]|{{0}}(?!:[^\u3040-\u9fff]){LABEL_MARK})"
+_GLUED = r"(?:[(（]{0}[)）]|{0}[.):．：）、](?![A-Z]\.|[\d.,]+\s?%))"
 _ARRAY = re.compile(rf"\s*\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]\s*")
 
 
@@ -83,6 +83,8 @@ def labelled(text: str) -> list[str]:
     texts = bracketed(text, _SPACED)[1]
     if len(texts) < 2:
         texts = bracketed(text, _GLUED)[1]
+        if re.match(r"\s*A[:：、]", text) and are_things(lettered(texts, "{}:{}")):
+            return []
     return [] if names_among(lettered(texts)) else texts
 
 

@@ -29,15 +29,15 @@ _NUMBER_COLUMN = re.compile(rf"(?:{case_rows.OPTION_WORD})[_ ]?(\d{{1,2}})")
 _ANSWER_COLUMN = re.compile(rf"(?:{case_rows.ANSWER_WORD})?[_ ]?(\d{{1,2}})")  # or of one of several people
 # Columns by the key that they mean; the later ones only where no earlier one does.
 _IMAGE_NAMES = ("image_path", "img_name", "figure_path", "image_url")  # beside an image its name or origin
-_NAMED = {key: ours for key, ours in MEANT.items() if key not in _IMAGE_NAMES} | {key: key for key in case_rows.KEYS}
-_ABROAD = dict.fromkeys((*case_rows.ANSWER_WORD.split("|"), "答案"), "answer")
-_BY_MODEL = dict.fromkeys(("response", "output"), "answer")  # of a model, but for sets of chats
-# A column beside these by which they are a model's, and no key.
-_TRUTH_COLUMN = re.compile(
-    rf"(?<![a-z])(?:golds?|labels?|references?|targets?|(?:ground)?truths?|solutions?|expected|correct|gt"
-    rf"|{case_rows.ANSWER_WORD}|答案)(?![a-z])",
-    re.IGNORECASE,
+_OWN = {key: key for key in case_rows.KEYS}
+_NAMED = {key: ours for key, ours in MEANT.items() if key not in (*_IMAGE_NAMES, "input")} | dict.fromkeys(
+    (*case_rows.ANSWER_WORD.split("|"), "答案"), "answer"
 )
+_INPUT = {"input": "question"}
+_BY_MODEL = dict.fromkeys(("response", "output"), "answer")  # of a model, but for sets of chats
+# A column beside these by which they are a model's, and no key; not "answer_type" or "specialty_label".
+_TRUTH = rf"golds?|labels?|references?|targets?|truths?|solutions?|expected|correct|gt|{case_rows.ANSWER_WORD}|答案"
+_TRUTH_COLUMN = re.compile(rf"(?:(?:ground|true|right|final)_?)?(?:{_TRUTH})(?:_(?:{_TRUTH}|text|option|letter|key))?")
 
 
 @dataclass
@@ -115,17 +115,23 @@ def _own_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A row of our own keys as a table of cells has them: options in columns A, B, ... (opa, option_a, ...), as an
     object by letter, or separated by semicolons. Raises DataError where no column is the question."""
     found = {str(key): value for key, value in row.items()}
-    by_model = any(map(_TRUTH_COLUMN.search, found))
-    for meant in (_NAMED, _ABROAD) if by_model else (_NAMED, _ABROAD, _BY_MODEL):
+    said = [theirs for theirs in found if _bare(theirs) in _BY_MODEL and found[theirs]]
+    truths = [theirs for theirs in found if _TRUTH_COLUMN.fullmatch(_bare(theirs)) and _tells(found[theirs])]
+    for meant in (_OWN, _NAMED, _INPUT) if truths else (_OWN, _NAMED, _INPUT, _BY_MODEL):
         for theirs in list(found):
             ours = meant.get(_bare(theirs), theirs)
+            if ours == "answer" and said and isinstance(found[theirs], bool):  # of what was said: it is right
+                continue
             if found.get(ours) in (None, "", [], {}):
                 found[ours] = found.pop(theirs)
     for key in ("question", "answer"):
         if key not in found:  # one that is empty has a line of its own
             named = border.cut(", ".join(map(str, row)))
+            why = ""
+            if key == "answer" and said and truths:
+                why = f"; {border.cut(said[0])} is taken for a model's beside {border.cut(truths[0])}"
             raise DataError(
-                f"key {key}: missing; the first line of a table names its columns, here {named}; call one {key}"
+                f"key {key}: missing; the first line of a table names its columns, here {named}{why}; call one {key}"
             )
     if isinstance(found.get("history"), list) and found["history"]:
         raise DataError("key history: several turns; a case has one question and one answer, so write them into one")
@@ -148,6 +154,11 @@ def _in_question(whole: str, answer: str) -> dict[str, Any]:
         return {"question": question, "options": options, "answer": letter}
     refuse_named(answer, options, whole)
     return {}
+
+
+def _tells(cell: Any) -> bool:
+    """True of a cell that may hold an answer, which a verdict on one does not."""
+    return not isinstance(cell, bool) and cell not in (None, "", [], {})
 
 
 def _bare(column: str) -> str:

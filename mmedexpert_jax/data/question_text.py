@@ -28,8 +28,7 @@ _TEMPLATE = re.compile(
 )
 # "A. text", also as "(a) text", "- A) text", "**A.** text", "A、text", "Option A - text"
 _OPTION = re.compile(
-    r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?"
-    rf"(?:\]|{answers.LABEL_MARK}|\s?[-–]\s)"
+    r"^\s*(?:[-*•]\s+)?(?:(?i:option)\s+)?(?:\*\*|__)?[(（\[]?([A-Ja-j])(?:\*\*|__)?(?:[.):\]．）：、]|\s?[-–]\s)"
     r"(?:\*\*|__)?\s*(.*\S)\s*$"
 )
 _LISTED = r"(?m)^[^\w\n]*{}\s*[.):\]．）：、]\s*(?=\D)"  # the label of a line, and no number
@@ -49,14 +48,16 @@ def split_options(text: str) -> tuple[str, list[str]]:
     first = next(places, len(lines))
     letters = LETTERS if first == len(lines) or found[first][1] == "A" else LETTERS.lower()  # type: ignore[index]
     run: list[str] = []
+    listed: list[str] = []
     end = first
     for place, match in enumerate(found[first:], first):
         if match and len(run) < len(LETTERS) and match[1] == letters[len(run)]:
             run.append(match[2])
+            listed.append(lines[place])
             end = place + 1
         elif lines[place].strip():
             break
-    if len(run) < 2:
+    if len(run) < 2 or answers.are_things(listed):
         return text, []
     after = [line for line in lines[end:] if line.strip()]
     stem = "\n".join([*lines[:first], *after]).strip()

@@ -224,7 +224,7 @@ def test_evaluation_calls_right_what_the_reward_does(tmp_path, said):
         ('["podagra", 38.0]', ("podagra", "38")),
         (["podagra", None, 38.5], ("podagra", "38.5")),
         ([], ()),
-        (True, ()),  # a column of another meaning
+        *((verdict, ()) for verdict in (True, "yes", "No", "1", "accepted", "True", "nan")),  # of another meaning
     ],
 )
 def test_what_else_is_right_may_be_a_text_as_tables_have_lists(tmp_path, cell, others):

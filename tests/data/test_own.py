@@ -216,8 +216,29 @@ def test_a_models_response_is_no_key_beside_one(tmp_path, key, said):
 @pytest.mark.parametrize("key", ["reference", "labels", "gt_text", "expected answer"])
 def test_a_response_beside_a_key_of_an_unknown_name_is_refused(tmp_path, key):
     (tmp_path / "x.json").write_text(json.dumps([{"question": "Which organ?", "response": "the liver", key: "kidney"}]))
-    with pytest.raises(DataError, match=r"key answer: missing.*call one answer"):
+    with pytest.raises(DataError, match=rf"key answer: missing.*response is taken .* beside {key}; call one answer"):
         convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"input": "You are a doctor.", "Question": "Which?", "Answer": "gout"}, "gout"),
+        ({"input": "You are a doctor.", "query": "Which?", "response": "gout"}, "gout"),
+        ({"query": "Of the ward", "Question": "Which?", "Answer": "gout"}, "gout"),
+        ({"question": "Which?", "response": "gout", "correct": True}, "gout"),
+        ({"label": False, "question": "Which?", "response": "gout"}, "gout"),
+        ({"question": "Which?", "Antwort": "gout", "label": "1"}, "gout"),
+        ({"solution": "", "question": "Which?", "response": "gout"}, "gout"),
+        ({"question": "Which?", "response": "gout", "label": None, "reference": ""}, "gout"),
+        ({"Question": "Which?", "Response": "gout", "answer_type": "OPEN", "specialty_label": "x"}, "gout"),
+    ],
+)
+def test_the_columns_nearest_to_ours_that_hold_something_are_the_question_and_answer(tmp_path, row, answer):
+    (tmp_path / "x.json").write_text(json.dumps([row]))
+    convert_data.convert(tmp_path / "x.json", tmp_path / "out")
+    (case,) = load_cases(tmp_path / "out", "train")
+    assert (case.question, case.answer) == ("Which?", answer)
 
 
 @pytest.mark.parametrize("image", ["image", "image_1"])
@@ -745,6 +766,12 @@ def test_labels_of_options_without_a_blank_and_with_chinese_signs_go(tmp_path, c
         ("A:G;B:C", ["A:G", "B:C"]),
         ("A.5 mg B.10 mg", ["5 mg", "10 mg"]),
         ("(A) gout (B) both (A) & C.flu", ["gout", "both (A) & C.flu"]),
+        ("A:Yes; B:No", ["Yes", "No"]),
+        ("A:fracture B:normal", ["fracture", "normal"]),
+        ("A:CT, B:MRI, C:X-ray, D:PET", ["CT", "MRI", "X-ray", "PET"]),
+        ("A:5 mg, B:10 mg", ["5 mg", "10 mg"]),
+        ("A:T cells; B:B cells; C:NK cells", ["T cells", "B cells", "NK cells"]),
+        ("A. Norovirus B. Rotavirus C. difficile colitis", ["Norovirus", "Rotavirus", "difficile colitis"]),
     ],
 )
 def test_a_name_that_begins_as_a_label_stays(cell, texts):
@@ -760,7 +787,9 @@ def test_a_name_that_begins_as_a_label_stays(cell, texts):
         "Vitamins\nA、D、E、K 属于?\nB、C 属于?",
     ],
 )
-def test_letters_of_a_question_that_are_things_are_no_options(question):
+def test_letters_of_a_question_that_are_things_are_no_options(question):  # but "A:T cells" in a list
+    listed = "Which?\nA:T cells\nB:B cells"
+    assert question_text.split_options(listed) == ("Which?", ["T cells", "B cells"])
     assert question_text.split_options(question) == question_text.split_line_of_options(question) == (question, [])
 
 
