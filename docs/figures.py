@@ -45,7 +45,7 @@ COMMANDS = {
     "against": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against"
     " sum,gated,gdpo_even,gdpo_gated,gdpo,ahead,grpo",
     "structure": "python benchmarks/learning.py --seeds 0 1 2 3 4 --against bare,grpo",
-    "objectives": "python benchmarks/learning.py --seeds 0 1 2 --against"
+    "objectives": "python benchmarks/learning.py --seeds 0 1 2 3 --against"
     " grpo,rloo,reinforce_pp,gspo,sapo,cispo,dr_grpo,dapo,papo,drpo",
     "eight": "python benchmarks/learning.py --seeds 0 1 2 3 4 5 6 7 --against grpo",
     "terms": "python benchmarks/learning.py --seeds 0 1 2 --against batch,entropy,reference,weighted",
