@@ -288,7 +288,8 @@ class BatchClient:
                     ) from None
                 if status == 404 and what.startswith(LOOK):
                     return GONE  # kept open, it would end every run; its requests are submitted again
-                lost = what == READ and status in (404, 410)  # or not there yet
+                # or not there yet; of the API itself, not of a proxy in front of it
+                lost = what == READ and status in (404, 410) and content.lstrip().startswith(b"{")
                 if lost and number + 1 == self.endpoint.max_attempts:
                     return NO_FILE  # as with GONE
                 if status not in (408, 409, 429) and status < 500 and not lost:
@@ -313,9 +314,13 @@ def _id(thing: Mapping[str, Any]) -> str:
 
 def _lacks_files(batch: Mapping[str, Any]) -> bool:
     """True of a batch that names no file of what it has answered, as one whose state is written first."""
+    output, errors = map(batch.get, FILES)
     counts = batch.get("request_counts")
-    none = isinstance(counts, dict) and not counts.get("completed") and not counts.get("failed")
-    return not none and not any(map(batch.get, FILES))
+    counts = counts if isinstance(counts, dict) else {}
+    if counts.get("completed"):
+        return not output
+    none = counts.get("completed") == counts.get("failed") == 0 and not counts.get("total")
+    return not none and not output and not errors
 
 
 def _messages(batch: Mapping[str, Any]) -> list[str]:

@@ -218,7 +218,8 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
     own = _ECHO.sub(" ", said[:2000])
     if _QUOTA.search(f"{code} {own}") or status == 402:
         return Outcome("quota", shown(f"{status}: {said}", secret))
-    if quoted := _quoted(error):  # whose quota is not ours
+    wrong_key, wait = _WRONG_KEY.search(own), _wait(headers, error, own)
+    if quoted := _quoted(error):  # whose quota, key and rate are not ours
         code = f"{code} {quoted.get('code')} {quoted.get('type')}"
         said = f"{said}: {_said(quoted, str(quoted).encode())}"
         own = _ECHO.sub(" ", said[:2000])
@@ -228,12 +229,12 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any], c
     if status == 429 and _TOO_LARGE.search(own):
         return Outcome("rejected", detail)
     if status == 429:
-        return Outcome("rate-limit", detail, _wait(headers, error, own))
+        return Outcome("rate-limit", detail, wait)
     if status in (408, 409, 425, 499) or status >= 500:
-        return Outcome("server", detail, _wait(headers, error, own))
+        return Outcome("server", detail, wait)
     if 300 <= status < 400 and headers.get("location"):
         return Outcome("refused", shown(f"{status}: it sends on to {headers['location']}", secret))
-    if status in (401, 403, 404, 405, 451) or 300 <= status < 400 or _WRONG_KEY.search(own):
+    if status in (401, 403, 404, 405, 451) or 300 <= status < 400 or wrong_key:
         return Outcome("refused", detail)
     if status in (400, 422) and (drop := _unknown_field(error) or _unknown_field(quoted)):
         return Outcome("unsupported", detail, drop=drop)
@@ -354,9 +355,13 @@ def _usage(usage: Any) -> Usage | None:
     if prompt is None or completion is None:
         return None
     cached = detail_count(usage, f"{sent}_tokens_details", "cached_tokens") or 0
+    cached = cached or _count(usage.get("cache_read_input_tokens")) or 0
+    total = _count(usage.get("total_tokens")) or 0
+    if total == prompt + completion + cached:  # which some leave out of the prompt
+        prompt += cached
     reasoning = detail_count(usage, f"{made}_tokens_details", "reasoning_tokens") or 0
-    hidden = max(0, (_count(usage.get("total_tokens")) or 0) - prompt - completion)  # where reasoning is in it alone
-    completion, reasoning = completion + hidden, reasoning + hidden
+    hidden = max(0, total - prompt - completion)  # where reasoning is in it alone
+    completion, reasoning = completion + hidden, max(reasoning, hidden)
     return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
 
 

@@ -197,17 +197,30 @@ def altered(batches, monkeypatch, change):
     monkeypatch.setattr(batches, "respond", lambda m, p, *rest: change(m, p, *respond(m, p, *rest)))
 
 
-@pytest.mark.parametrize("counts", [None, {"total": 3, "completed": 3, "failed": 0}])
-def test_a_batch_that_is_completed_before_it_names_its_files_is_looked_at_again(batch_client, monkeypatch, counts):
+@pytest.mark.parametrize(
+    ("counts", "first"),
+    [
+        (None, {}),
+        ({"total": 3, "completed": 3, "failed": 0}, {}),
+        ({"total": 3, "completed": 3, "failed": 0}, {"error_file_id": "file-9"}),
+        ({"total": 3, "succeeded": 3}, {}),
+        ({"total": 3, "completed": 0, "failed": 0}, {}),
+    ],
+)
+def test_a_batch_that_is_completed_before_it_names_its_files_is_looked_at_again(
+    batch_client, monkeypatch, counts, first
+):
     looks = []
 
     def late(method, path, status, body):
         if isinstance(body, dict) and body.get("status") == "completed":
             looks.append(path)
-            return status, body | {"request_counts": counts} | ({"output_file_id": None} if len(looks) < 3 else {})
+            early = {"output_file_id": None} if len(looks) < 3 else {}
+            return status, body | {"request_counts": counts} | first | early
         return status, body
 
     with Loopback() as server:
+        server.batches._files["file-9"] = b""
         altered(server.batches, monkeypatch, late)
         assert all(reply.text for reply in batch_client(server).ask(questions(3)))
         assert len(server.batches.submitted) == 3 and len(looks) == 3
@@ -247,6 +260,22 @@ def test_an_output_that_is_gone_is_said_and_asked_again_by_the_next_run(batch_cl
         assert all(reply.text for reply in batch_client(server).ask(questions(3)))
         assert len(server.batches.submitted) == 6
     assert "does not know the file file-1" in capsys.readouterr().err
+
+
+def test_a_page_of_a_proxy_in_the_place_of_a_file_closes_no_batch(batch_client, monkeypatch):
+    down = [True]
+    with Loopback() as server:
+        respond = server.batches.respond
+
+        def page(method, path, *rest):
+            return (404, b"<html>nginx</html>") if down and path.endswith("/content") else respond(method, path, *rest)
+
+        monkeypatch.setattr(server.batches, "respond", page)
+        with pytest.raises(RemoteError, match=r"cannot read a file.*the same command goes on"):
+            batch_client(server, max_attempts=2).ask(questions(3))
+        down.clear()
+        assert all(reply.text for reply in batch_client(server).ask(questions(3)))
+        assert len(server.batches.submitted) == 3
 
 
 def test_a_file_of_errors_that_is_gone_costs_no_answer(batch_client, monkeypatch):

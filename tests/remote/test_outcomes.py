@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmedexpert_jax.remote.outcomes import _usage, retry_after
 from mmedexpert_jax.remote.outcomes import classify as judge
-from mmedexpert_jax.remote.outcomes import retry_after
 from mmedexpert_jax.remote.protocol import Endpoint
 
 FIELDS = st.sampled_from(
@@ -171,6 +171,31 @@ def test_what_a_router_quotes_of_the_provider_is_said_and_decides_on_filters(raw
 def test_a_filter_that_is_down_itself_has_said_nothing_of_the_text(error):
     assert judged(200, {"error": error}).kind == "server"
     assert judged(200, {"detail": error["message"]}).kind == "server"
+
+
+@pytest.mark.parametrize("words", ["API key not valid. Please pass a valid API key.", "Please retry after 1 hour"])
+@pytest.mark.parametrize("status", [400, 429])
+def test_the_key_and_the_rate_of_a_routers_provider_are_not_ours(status, words):
+    quoted = {"raw": json.dumps({"error": {"message": words}})}
+    found = judged(status, {"error": {"message": "Provider returned error", "code": status, "metadata": quoted}})
+    assert found.kind == ("rejected" if status == 400 else "rate-limit") and not found.wait and words in found.detail
+    assert judged(400, {"error": {"message": "API key not valid"}}).kind == "refused"
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 2000}, "total_tokens": 2600}, (100, 2500, 0, 2000)),
+        ({"completion_tokens_details": {"reasoning_tokens": 200}, "total_tokens": 600}, (100, 500, 0, 200)),
+        ({"total_tokens": 2600}, (100, 2500, 0, 2000)),
+        ({"prompt_tokens_details": {"cached_tokens": 50}, "total_tokens": 600}, (100, 500, 50, 0)),
+        ({"prompt_tokens_details": {"cached_tokens": 2000}, "total_tokens": 2600}, (2100, 500, 2000, 0)),
+        ({"cache_read_input_tokens": 2000, "total_tokens": 2600}, (2100, 500, 2000, 0)),
+    ],
+)
+def test_reasoning_and_what_was_cached_are_counted_once(counts, expected):
+    usage = _usage({"prompt_tokens": 100, "completion_tokens": 500} | counts)
+    assert (usage.prompt, usage.completion, usage.cached, usage.reasoning) == expected
 
 
 OWN = {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, "choices": None}
