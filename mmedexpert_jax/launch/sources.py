@@ -111,7 +111,7 @@ def _of_merge(config: ConfigDict) -> dict[str, dict[str, str]]:
     """As `_hashes`, of the models that a merge reads and the file that may name them; a recipe reads them itself."""
     from mmedexpert_jax.medeval.backends.jax_engine import files_hash
     from mmedexpert_jax.merging.merge_job import recipe_of
-    from mmedexpert_jax.merging.merge_recipe import files_read, own_checkpoints
+    from mmedexpert_jax.merging.merge_recipe import files_read, is_going_on
 
     found = {"mergekit": _hashed([config.mergekit])}
     recipe = recipe_of(config)
@@ -120,8 +120,7 @@ def _of_merge(config: ConfigDict) -> dict[str, dict[str, str]]:
         with suppress(UserError, OSError):  # the merge itself says what is wrong with it
             own: list[Path] = []
             for part in filter(_is_here, parts_of(path)):
-                folder = Path(part).expanduser()
-                own += [folder] if own_checkpoints(folder) else _here(part)
+                own += [Path(part).expanduser()] if is_going_on(part) else _here(part)
             if own:
                 found.setdefault("mergekit" if config.mergekit else field, {})[path] = files_hash(files_read(own))
     return found

@@ -21,7 +21,7 @@ from mmedexpert_jax.merging.fisher import with_fisher
 from mmedexpert_jax.merging.interference import Interference
 from mmedexpert_jax.merging.merge import as_lora, check_rank, merge_in_memory, updates_of
 from mmedexpert_jax.merging.merge_page import write_page
-from mmedexpert_jax.merging.merge_recipe import Recipe, ingredients, is_checkpoint, merge_to_disk, opened
+from mmedexpert_jax.merging.merge_recipe import Recipe, ingredients, is_checkpoint, is_going_on, merge_to_disk, opened
 from mmedexpert_jax.merging.mergekit import read_mergekit
 from mmedexpert_jax.merging.methods import METHODS, switches
 from mmedexpert_jax.merging.parameters import Parameters, parse
@@ -99,6 +99,11 @@ def check_together(config: ConfigDict, recipe: Recipe) -> None:
         raise ConfigError(f"config.sweep.trials: {method} has no weights to search; leave it out")
     if config.get("mergekit") and (beside := [key for key in ("weights", "parameters") if config.get(key)]):
         raise ConfigError(f"config.{beside[0]} says nothing beside config.mergekit: write its numbers into that file")
+    if config.get("result") == "recipe" and (going := [path for path in recipe.experts.values() if is_going_on(path)]):
+        raise ConfigError(
+            f"config.result=recipe keeps the names of models, and {going[0]} is a run that is not over, whose weights "
+            "still change: let it end, or merge it without result=recipe"
+        )
     if config.get("rl_origin") == "start" and not recipe.start_only:
         print("merge: no expert is called RL, so that rl_origin=start says nothing", flush=True)
 

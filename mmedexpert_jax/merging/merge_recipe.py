@@ -163,6 +163,11 @@ def behind(path: str) -> tuple[Path, list[Path]]:
     return trace(path) if own_checkpoints(folder) is None else (folder, [])
 
 
+def is_going_on(path: str) -> bool:
+    """True for an expert that is a run which has exported nothing yet."""
+    return own_checkpoints(Path(parts_of(path)[0]).expanduser()) is not None
+
+
 def own_checkpoints(folder: Path) -> Path | None:
     """The checkpoints of a run that has exported nothing yet."""
     exported = any((folder / "export" / part).is_dir() for part in ("model", "adapter"))

@@ -249,6 +249,9 @@ def test_an_unfinished_run_is_read_from_its_checkpoint(folder, tmp_path, trainab
     first, second = (flatten(load_model(tmp_path / name)[1]) for name in ("unfinished", "exported"))
     for name, tensor in first.items():
         np.testing.assert_allclose(tensor, second[name], rtol=0, atol=0 if trainable == "lora" else 1e-6)
+    recipe = settings(folder, experts=(f"AM={tmp_path / 'run'}", str(folder / "BS")), result="recipe")
+    with pytest.raises(ConfigError, match=r"result=recipe keeps the names of models, and .*run is a run that is not"):
+        execute(recipe, tmp_path / "recipe")
 
 
 def test_rl_vector_from_where_gba_began(folder, tmp_path):
