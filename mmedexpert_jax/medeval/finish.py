@@ -1,7 +1,6 @@
 """The outputs of an evaluation: rows, a summary, tables in four formats, the report."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from mmedexpert_jax.data.benchmarks import Benchmark, describe
 from mmedexpert_jax.medeval import conditions, control_tables, eval_page, kit_totals, paper_tables, result_tables
 from mmedexpert_jax.medeval.evaluate import Evaluation, chance, constant
-from mmedexpert_jax.medeval.published import SOURCE
+from mmedexpert_jax.medeval.published import SOURCE, TABLES
 from mmedexpert_jax.medeval.result_tables import HEADLINE, Rows
 from mmedexpert_jax.medeval.results import Result, rows_path, slug
 from mmedexpert_jax.medeval.systems import Target
@@ -81,8 +80,9 @@ def _made(folder: Path) -> Iterator[Path]:
     )
     yield from (rows_path(folder, key, model) for key, models in summaries.items() for model in models)
     names = {name for key in summaries for name in (slug(key), f"{slug(key)}-controls")}
+    names |= {f"table{table.number}" for table in TABLES}
     for file in folder.glob("export/tables/*"):
-        if file.suffix in _FORMATS and (file.stem in names or re.fullmatch(r"table\d+", file.stem)):
+        if file.suffix in _FORMATS and file.stem in names:
             yield file
 
 
